@@ -1,0 +1,159 @@
+"""From a case to tensors: the same bytes in the parent, which judges, and in the child, which runs.
+
+Every storage lies between two guard bands; guards and the gaps of strided views hold a NaN with a known
+payload, so what a target reads or writes outside its view shows. A large storage is mapped lazily, and
+only the pages that hold elements are ever touched.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fuzzrope.case import ITEMSIZE, Case, TensorSpec
+from fuzzrope.values import expand
+
+GUARD = 4096  # bytes on either side of a storage
+PAGE = 4096
+LAZY_FROM = 2**24  # bytes of storage from which it is mapped lazily
+
+#: NaNs with payloads that no computation makes: what lies around inputs, and what fresh memory holds.
+GAP = {2: 0x7FEA, 4: 0x7FEAA55A, 8: 0x7FFAA55AA55AA55A}
+FRESH = {2: 0x7FD5, 4: 0x7FD5B66B, 8: 0x7FFB66BB66BB66BB}
+
+DTYPES = {name: getattr(torch, name) for name in ITEMSIZE}
+
+
+#: Linux' flag for memory that is not counted before it is touched; Python has no name for it everywhere.
+MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+
+def _lazy(size: int) -> np.ndarray:
+    """Zeroed memory (size,) in bytes, of which only touched pages exist."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return np.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=np.uint8)
+
+
+class Memory:
+    """Bytes between two guard bands: ``raw`` is all of it, ``inner`` what belongs to the storage."""
+
+    def __init__(self, size: int, itemsize: int, pattern: dict[int, int]) -> None:
+        self.size, self.itemsize = size, itemsize
+        self.pattern = np.array([pattern[itemsize]], dtype=f"<u{itemsize}").view(np.uint8)
+        self.lazy = size >= LAZY_FROM
+        padded = -(-size // PAGE) * PAGE
+        total = GUARD + padded + GUARD
+        if self.lazy:
+            self.raw = _lazy(total)
+        else:
+            spare = np.empty(total - padded + size + 64, dtype=np.uint8)
+            start = -spare.ctypes.data % 64
+            self.raw = spare[start : start + GUARD + size + GUARD]
+        self.start = GUARD
+        self.inner = self.raw[GUARD : GUARD + size]
+        self.pages: np.ndarray = np.array([0, (GUARD + size) // PAGE], dtype=np.int64) if self.lazy else np.empty(0)
+        for low, high in self.spans():
+            self._poison(low, high)
+
+    def _poison(self, low: int, high: int) -> None:
+        width = self.itemsize
+        low, high = low - low % width, high - high % width
+        self.raw[low:high].reshape(-1, width)[:] = self.pattern
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The byte ranges of ``raw`` that are looked at: all of it, or the touched pages."""
+        if not self.lazy:
+            return [(0, len(self.raw))]
+        return [(page * PAGE, min((page + 1) * PAGE, len(self.raw))) for page in self.pages.tolist()]
+
+    def touch(self, elements: np.ndarray) -> None:
+        """Prepare the pages that these element offsets live on."""
+        if not self.lazy:
+            return
+        pages = np.unique((GUARD + elements * self.itemsize) // PAGE)
+        for page in np.setdiff1d(pages, self.pages).tolist():
+            self._poison(page * PAGE, min((page + 1) * PAGE, len(self.raw)))
+        self.pages = np.union1d(self.pages, pages)
+
+    def bytes(self) -> bytes:
+        """The content of the spans, one after another."""
+        return b"".join(self.raw[low:high].tobytes() for low, high in self.spans())
+
+    def where(self, position: int) -> int:
+        """The byte offset from the storage's start of a position in :meth:`bytes`."""
+        for low, high in self.spans():
+            if position < high - low:
+                return low + position - self.start
+            position -= high - low
+        raise IndexError(position)
+
+    def tensor(self, dtype: torch.dtype) -> torch.Tensor:
+        """A flat tensor over the storage; its torch storage ends where ``inner`` ends."""
+        if self.size == 0:
+            return torch.empty(0, dtype=dtype)
+        return torch.frombuffer(self.inner, dtype=dtype)
+
+    def guards_intact(self) -> bool:
+        """Whether nothing was written outside the storage."""
+        width = self.itemsize
+        bands = (self.raw[:GUARD], self.raw[self.start + self.size :][: GUARD - width])
+        if self.lazy:
+            bands = (self.raw[:GUARD],)
+        return all(bool((band[: len(band) // width * width].reshape(-1, width) == self.pattern).all()) for band in bands)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The tensors of a case by name, and the memory of each storage."""
+
+    tensors: dict[str, torch.Tensor]
+    memories: dict[str, Memory]
+
+
+def offsets(spec: TensorSpec) -> np.ndarray:
+    """Element offsets in the storage, in row-major order of the view, as int64 (numel,)."""
+    total = np.array(spec.offset, dtype=np.int64)
+    for size, stride in zip(spec.shape, spec.strides, strict=True):
+        total = np.add.outer(total, np.arange(size, dtype=np.int64) * stride)
+    return total.reshape(-1)
+
+
+def blank(spec: TensorSpec) -> torch.Tensor:
+    """A tensor of the spec's shape and strides over bytes, for what depends on nothing else."""
+    flat = torch.from_numpy(_lazy(spec.end)) if spec.end else torch.empty(0, dtype=torch.uint8)
+    return torch.as_strided(flat, spec.shape, spec.strides, spec.offset if spec.numel else 0)
+
+
+def build(case: Case) -> Built:
+    """Allocate and fill the inputs of a case; where views overlap, the first element and later view win."""
+    memories: dict[str, Memory] = {}
+    for _, spec in case.tensors:
+        width = ITEMSIZE[spec.dtype]
+        needed = max((s.end for _, s in case.tensors if s.storage == spec.storage), default=0) * width
+        if spec.storage not in memories:
+            memories[spec.storage] = Memory(needed, width, GAP)
+    made: dict[TensorSpec, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, spec in case.tensors:
+        if spec not in made:
+            made[spec] = _fill(spec, memories[spec.storage])
+        tensors[name] = made[spec]
+    return Built(tensors, memories)
+
+
+def _fill(spec: TensorSpec, memory: Memory) -> torch.Tensor:
+    dtype = DTYPES[spec.dtype]
+    flat = memory.tensor(dtype)
+    if spec.numel:
+        places, first = np.unique(offsets(spec), return_index=True)
+        memory.touch(places)
+        width = ITEMSIZE[spec.dtype]
+        numbers = expand(spec.values, dtype, spec.numel)[torch.from_numpy(first)]
+        raw = numbers.view(torch.uint8).numpy().view(f"<u{width}")
+        memory.inner.view(f"<u{width}")[places] = raw
+    if memory.size == 0:
+        return torch.empty_strided(spec.shape, spec.strides, dtype=dtype)
+    return torch.as_strided(flat, spec.shape, spec.strides, spec.offset if spec.numel else 0)

@@ -1,0 +1,354 @@
+"""A campaign: draw cases under a budget, judge each, minimize and keep what fails, and say so in events.
+
+The order of work is fixed by the seed alone. Rounds of Hypothesis run one after another: first the
+operation's probes, then every declared stratum not reached yet, then free rounds until the budget ends.
+A round stops at its first new bucket; Hypothesis shrinks it, :mod:`fuzzrope.shrink` takes it to a minimum,
+and from then on that bucket counts as known.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import torch
+import triton
+from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
+
+import fuzzrope
+from fuzzrope import corpus, shrink
+from fuzzrope.case import Case
+from fuzzrope.events import Event, Example, Finished, Minimized, Seen, Started
+from fuzzrope.findings import Finding, worst
+from fuzzrope.judge import Errors, Verdict, judge
+from fuzzrope.operations import OPERATIONS, Stratum
+from fuzzrope.run import Runner
+from fuzzrope.run.capability import cannot_run
+from fuzzrope.settings import Settings
+from fuzzrope.targets import Target
+
+FREE_ROUND = 50  # examples of a round that aims at no stratum
+DEFAULT_BLOCKS = (16, 64)
+CONFIRM_SECONDS = 1.0  # least deadline while a hang is being minimized
+
+Emit = Callable[[Event], None]
+
+
+def versions() -> dict[str, str]:
+    """What a figure or a finding depends on."""
+    return {
+        "fuzzrope": fuzzrope.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "hypothesis": hypothesis.__version__,
+    }
+
+
+class _PlainProvider(providers.HypothesisProvider):
+    """Hypothesis' own provider without constants taken from the source files of local modules.
+
+    Which modules are local depends on the working directory and the installation; cases must not.
+    """
+
+    def _maybe_draw_constant(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    before = providers.AVAILABLE_PROVIDERS["hypothesis"]
+    providers.AVAILABLE_PROVIDERS["hypothesis"] = _PlainProvider
+    try:
+        yield
+    finally:
+        providers.AVAILABLE_PROVIDERS["hypothesis"] = before
+
+
+class _New(Exception):
+    """A drawn case shows a bucket that is not known yet."""
+
+
+class _Over(BaseException):
+    """The budget is spent; passes through Hypothesis untouched."""
+
+
+def run_campaign(target: Target, settings: Settings, folder: Path | None, emit: Emit) -> Finished:
+    """Run a campaign on one target, saving cases under ``folder`` unless it is None.
+
+    Raises:
+        RunnerError: no child process could be started.
+    """
+    with Runner(target, settings.device, settings.limits) as runner, _reproducible():
+        campaign = _Campaign(target, settings, folder, emit, runner)
+        try:
+            campaign.run()
+        except _Over:
+            pass
+        except KeyboardInterrupt:
+            campaign.interrupted = True
+        finished = campaign.finished()
+    emit(finished)
+    return finished
+
+
+class _Campaign:
+    def __init__(self, target: Target, settings: Settings, folder: Path | None, emit: Emit, runner: Runner) -> None:
+        self.target, self.settings, self.folder, self.emit, self.runner = target, settings, folder, emit, runner
+        self.operation = OPERATIONS[target.operation]
+        self.blocks: tuple[int, ...] = DEFAULT_BLOCKS
+        self.strata: tuple[Stratum, ...] = ()
+        self.visits: Counter[str] = Counter()
+        self.errors: dict[str, Errors] = {}
+        self.skipped: Counter[str] = Counter()
+        self.known: set[str] = set()
+        self.examples = self.executed = 0
+        self.interrupted = False
+        self.started = time.monotonic()
+        self._shrinking: dict[str, bool] | None = None
+        self._spent = 0
+        self._failure: tuple[Case, Finding] | None = None
+        self._usual_seconds = 0.0
+
+    # The order of work
+
+    def run(self) -> None:
+        """Everything, until the budget ends (by :class:`_Over`) or nothing is left to do."""
+        observed: set[int] = set()
+        verdicts = []
+        for case in self.operation.probes():
+            outcome = self.runner.run(case)
+            observed |= {value for launch in outcome.launches for _, value in launch.constants}
+            verdicts.append((case, judge(case, outcome, self.target)))
+            if outcome.phase == "load" and outcome.status != "returned":
+                self._declare()
+                self._settle(case, verdicts[-1][1], minimize=False)
+                return
+        blocks = tuple(sorted(n for n in observed if 8 <= n <= 1024 and n & (n - 1) == 0))
+        self.blocks = blocks or DEFAULT_BLOCKS
+        self._declare()
+        for case, verdict in verdicts:
+            self._count(case, verdict)
+            while verdict.buckets - self.known:
+                self._settle(case, verdict)
+        for visit in range(self.settings.visits):
+            for index, stratum in enumerate(self.strata):
+                if self._mine(index) and self.visits[stratum.name] <= visit:
+                    self._round(dict(stratum.pins), 2, f"{stratum.name}#{visit}")
+        for index in itertools.count():
+            if self._mine(index):
+                self._round({}, FREE_ROUND, f"free#{index}")
+
+    def _declare(self) -> None:
+        every = self.operation.strata(self.blocks)
+        reasons: dict[str, str] = {}
+        for stratum in every:
+            reason = cannot_run(self.settings.device, self.settings.engine, dict(stratum.pins).get("dtypes", ()))
+            if reason:
+                reasons[stratum.name] = reason
+        self.strata = tuple(stratum for stratum in every if stratum.name not in reasons)
+        left_out = Counter(stratum.group for stratum in every if stratum.name in reasons)
+        reason_of = {stratum.group: reasons[stratum.name] for stratum in every if stratum.name in reasons}
+        declared = Counter(stratum.group for stratum in self.strata)
+        self.emit(Started(self.target, self.settings.seed, self.blocks, dict(declared), dict(left_out), reason_of))
+
+    def _mine(self, index: int) -> bool:
+        which, count = self.settings.shard
+        return index % count == which
+
+    # Drawing
+
+    def _round(self, pins: Mapping[str, Any], examples: int, label: str) -> None:
+        """Rounds of Hypothesis on one theme until it shows nothing new."""
+        floats = tuple(
+            name
+            for name in ("float32", "float16", "float64", "bfloat16")
+            if not cannot_run(self.settings.device, self.settings.engine, (name,))
+        )
+        pins = {"floats": floats, **pins}
+        for attempt in range(10):
+            self._shrinking, self._spent, self._failure = None, 0, None
+            self._hypothesis(pins, examples, f"{self.settings.seed}/{label}/{attempt}")
+            if self._failure is None:
+                return
+            case, _ = self._failure
+            self._shrinking = None
+            verdict = self._execute(case)
+            if not verdict.buckets - self.known:
+                self.known.add(self._failure[1].bucket)  # shown once, not again: keep what was saved
+            while verdict.buckets - self.known:
+                self._settle(case, verdict)
+
+    def _hypothesis(self, pins: Mapping[str, Any], examples: int, seed: str) -> None:
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=examples,
+            database=None,
+            deadline=None,
+            derandomize=False,
+            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+            suppress_health_check=list(hypothesis.HealthCheck),
+            report_multiple_bugs=False,
+            print_blob=False,
+            verbosity=hypothesis.Verbosity.quiet,
+        )
+        @hypothesis.given(st.data())
+        def test(data: st.DataObject) -> None:
+            case = self.operation.draw(_silent(data), pins, self.blocks)
+            # Hypothesis tells failures apart by where they are raised, so there is one such place.
+            if self._fails(case):
+                raise _New
+
+        try:
+            test()
+        except _New:
+            pass
+
+    def _fails(self, case: Case) -> bool:
+        """Whether a drawn case shows something new; remembers it in ``_failure`` if so."""
+        if self._shrinking is not None:
+            return self._still_fails(case)
+        self._check_budget()
+        verdict = self._execute(case)
+        self._count(case, verdict)
+        new = [f for f in verdict.findings if f.bucket not in self.known]
+        if not new:
+            return False
+        self._failure = (case, worst(new))
+        self._shrinking = {case.id: True}
+        self._save(case, verdict, worst(new), "found, not minimized")
+        return True
+
+    def _still_fails(self, case: Case) -> bool:
+        """While Hypothesis shrinks: whether the case shows the same bucket.
+
+        Only so many cases are run. One that was not tried before the allowance ran out counts as passing,
+        each time it is asked, so that Hypothesis sees one consistent answer.
+        """
+        assert self._shrinking is not None and self._failure is not None
+        if case.id not in self._shrinking:
+            fails = False
+            if self._spent < self.settings.shrink_examples and self._left() > 0:
+                self._spent += 1
+                fails = self._failure[1].bucket in self._execute(case).buckets
+            self._shrinking[case.id] = fails
+        if self._shrinking[case.id]:
+            self._failure = (case, self._failure[1])
+        return self._shrinking[case.id]
+
+    # Running and counting
+
+    def _execute(self, case: Case, seconds: float | None = None) -> Verdict:
+        reason = cannot_run(self.settings.device, self.settings.engine, tuple(s.dtype for _, s in case.tensors))
+        if reason:
+            return Verdict(skipped=reason)
+        outcome = self.runner.run(case, seconds)
+        self._usual_seconds = max(self._usual_seconds, outcome.seconds if outcome.status == "returned" else 0.0)
+        return judge(case, outcome, self.target)
+
+    def _count(self, case: Case, verdict: Verdict) -> None:
+        self.examples += 1
+        strata: frozenset[str] = frozenset()
+        if verdict.skipped:
+            self.skipped[verdict.skipped] += 1
+        else:
+            self.executed += 1
+            strata = self.operation.classify(case, self.blocks)
+            self.visits.update(strata)
+        for dtype, errors in verdict.errors.items():
+            self.errors.setdefault(dtype, Errors()).add(errors)
+        self.emit(Example(case, self.examples, strata, self._reached(), verdict.skipped))
+
+    def _reached(self) -> int:
+        return sum(1 for stratum in self.strata if self.visits[stratum.name])
+
+    def _left(self) -> float:
+        return self.settings.max_time - (time.monotonic() - self.started)
+
+    def _check_budget(self) -> None:
+        spent = self.examples >= self.settings.max_examples and self.examples > 0
+        if spent or self._left() <= 0 or len(self.known) >= self.settings.max_findings:
+            raise _Over
+
+    # Keeping what was found
+
+    def _settle(self, case: Case, verdict: Verdict, minimize: bool = True) -> None:
+        """Minimize and save the worst unknown finding of a case."""
+        finding = worst([f for f in verdict.findings if f.bucket not in self.known])
+        self.known.add(finding.bucket)
+        raw = self._save(case, verdict, finding, "found, not minimized")
+        self.emit(Seen(finding, case, raw))
+        if not minimize:
+            self.emit(Minimized(finding, case, raw, complete=True, steps=0))
+            return
+        smallest, complete, steps = self._minimize(case, finding)
+        self.runner.discard()
+        final = self._execute(smallest)
+        again = next((f for f in final.findings if f.bucket == finding.bucket), None)
+        if again is None:
+            self.emit(Minimized(finding, case, raw, complete=False, steps=steps))
+            return
+        path = self._save(smallest, final, again, "" if complete else "minimizing ran out of time")
+        if raw is not None and raw != path:
+            raw.unlink(missing_ok=True)
+        self.emit(Minimized(again, smallest, path, complete, steps))
+
+    def _minimize(self, case: Case, finding: Finding) -> tuple[Case, bool, int]:
+        steps = 0
+        # A hang costs its whole deadline at every step that keeps it, so it gets a shorter one.
+        hang = max(CONFIRM_SECONDS, 10 * self._usual_seconds) if finding.kind == "timeout" else None
+
+        def keep(candidate: Case) -> bool:
+            nonlocal steps
+            if self._left() < -self.settings.grace:
+                raise shrink.OutOfTime
+            steps += 1
+            return finding.bucket in self._execute(candidate, hang).buckets
+
+        smallest, complete = shrink.minimize(case, keep, self.operation.simpler)
+        return smallest, complete, steps
+
+    def _save(self, case: Case, verdict: Verdict, finding: Finding, note: str) -> Path | None:
+        if self.folder is None:
+            return None
+        found = {
+            "seed": self.settings.seed,
+            "device": self.settings.device,
+            "versions": versions(),
+            "date": datetime.date.today().isoformat(),
+        }
+        expect = tuple(sorted({(f.kind, f.bucket) for f in verdict.findings}))
+        path = corpus.path_of(self.folder, self.target, finding.kind, case)
+        corpus.save(path, corpus.Saved(self.target.name, case, expect, found, note))
+        return path
+
+    def finished(self) -> Finished:
+        """The summary of what was done."""
+        reached = frozenset(stratum.name for stratum in self.strata if self.visits[stratum.name])
+        mine = [s for i, s in enumerate(self.strata) if self._mine(i)]
+        return Finished(
+            target=self.target,
+            examples=self.examples,
+            executed=self.executed,
+            seconds=time.monotonic() - self.started,
+            reached=reached,
+            missed=tuple(stratum.name for stratum in mine if stratum.name not in reached),
+            errors=self.errors,
+            restarts=max(self.runner.restarts - 1, 0),
+            interrupted=self.interrupted,
+            skipped=dict(self.skipped),
+        )
+
+
+def _silent(data: st.DataObject) -> Callable[[Any], Any]:
+    """``data.draw`` without the report that Hypothesis prints for interactive draws."""
+    return lambda strategy: data.conjecture_data.draw(strategy)

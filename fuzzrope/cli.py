@@ -1,0 +1,339 @@
+"""The command ``fuzzrope``: one function a verb, exit codes as pytest's."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import fuzzrope
+from fuzzrope import corpus as corpus_files
+from fuzzrope import shrink
+from fuzzrope.campaign import run_campaign, versions
+from fuzzrope.corpus import CorpusError, Saved
+from fuzzrope.events import Event
+from fuzzrope.findings import KINDS
+from fuzzrope.judge import judge
+from fuzzrope.operations import OPERATIONS
+from fuzzrope.replaying import execute, replay, target_of
+from fuzzrope.report import machine
+from fuzzrope.report.console import ConsoleReport
+from fuzzrope.report.summary import (
+    EXIT_FINDINGS,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING,
+    EXIT_PASS,
+    EXIT_USAGE,
+    Run,
+)
+from fuzzrope.run import Runner, RunnerError
+from fuzzrope.settings import PROFILES, Settings
+from fuzzrope.targets import LEVELS, REGISTERED, TargetError, find
+
+CORPUS = Path("corpus")
+DEVICES = ("cpu", "cuda", "auto")
+ENGINES = ("ttir", "interpret")
+
+
+class Usage(click.ClickException):
+    """Bad input: one clear line and exit code 4."""
+
+    exit_code = EXIT_USAGE
+
+    def show(self, file: Any = None) -> None:
+        """Print the line."""
+        click.echo(f"fuzzrope: {self.format_message()}", err=True)
+
+
+def _device(name: str) -> str:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise Usage("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    return ("cuda" if available else "cpu") if name == "auto" else name
+
+
+def _engine(name: str) -> str:
+    if name == "ttir":
+        raise Usage("--engine ttir: not in this version; use --engine interpret")
+    return name
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise Usage(f"--shard {text}: expected I/N with I from 1 to N")
+    return int(index) - 1, int(count)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(fuzzrope.__version__, prog_name="fuzzrope")
+def cli() -> None:
+    """The judge of GPU kernels that is not fooled.
+
+    Exit codes: 0 nothing found, 1 findings, 2 interrupted, 3 internal error, 4 usage, 5 nothing ran or a
+    declared stratum was not reached.
+    """
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.option("--max-examples", type=click.IntRange(1), help="Cases to draw for a target.")
+@click.option("--max-time", type=click.FloatRange(0, min_open=True), help="Seconds for a target.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Same seed, same cases; random if not given, 0 in CI.")
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@click.option("--engine", type=click.Choice(ENGINES), default="interpret", show_default=True)
+@click.option("--level", type=click.Choice(LEVELS), help="How strictly to judge; the target's own if not given.")
+@click.option("--max-findings", type=click.IntRange(1), help="Stop after so many different findings.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True)
+@click.option("--shard", metavar="I/N", help="Do every N-th round, starting with the I-th.")
+@click.option("--corpus", type=click.Path(path_type=Path, file_okay=False), default=CORPUS, show_default=True)
+@click.option("--reports", type=click.Path(path_type=Path, file_okay=False), default=Path("reports"), show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the report there.")
+def fuzz(targets: tuple[str, ...], **options: Any) -> None:
+    """Judge kernels: draw cases, run, compare, shrink and keep what fails.
+
+    TARGET is a registered name (see `fuzzrope list`) or a file.py that defines ModelNew; without one,
+    kernels.ModelNew is judged.
+    """
+    seed = options["seed"]
+    if seed is None:
+        seed = 0 if os.environ.get("CI") else secrets.randbelow(2**31)
+    settings = PROFILES[options["profile"]].with_changes(
+        seed=seed,
+        max_examples=options["max_examples"],
+        max_time=options["max_time"],
+        max_findings=options["max_findings"],
+        level=options["level"],
+        device=_device(options["device"]),
+        engine=_engine(options["engine"]),
+        shard=_shard(options["shard"]),
+    )
+    chosen = [_target(name).at(settings.level) for name in targets or ("kernels.ModelNew",)]
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = options["reports"] / f"{stamp}-seed{seed}-{os.getpid()}"
+    run, log = Run(), machine.EventLog(folder / "events.jsonl")
+    screen = ConsoleReport(_console())
+    handlers = (run.take, log.take, screen.take)
+
+    def emit(event: Event) -> None:
+        for handler in handlers:
+            handler(event)
+
+    for target in chosen:
+        if run_campaign(target, settings, options["corpus"], emit).interrupted:
+            break
+    log.close()
+    report = json.dumps(machine.report(run, environment(settings), seed), indent=1, sort_keys=True) + "\n"
+    for path in (folder / "report.json", options["json_path"]):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(report)
+    sys.exit(run.exit_code)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What a figure depends on, for reports."""
+    processor = torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
+    return {**versions(), "device": settings.device, "engine": settings.engine, "processor": processor}
+
+
+def _target(name: str) -> Any:
+    try:
+        return find(name)
+    except TargetError as error:
+        raise Usage(str(error)) from None
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+def _load(paths: tuple[Path, ...]) -> list[tuple[Path, Saved]]:
+    try:
+        return [(path, corpus_files.load(path)) for path in corpus_files.files(list(paths))]
+    except CorpusError as error:
+        raise Usage(str(error)) from None
+
+
+@cli.command("replay")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@click.option("--engine", type=click.Choice(ENGINES), default="interpret", show_default=True)
+def replay_command(paths: tuple[Path, ...], device: str, engine: str) -> None:
+    """Run saved cases again: each must show exactly what it is expected to show.
+
+    PATHS are corpus files or folders; without any, the folder corpus.
+    """
+    settings = Settings(device=_device(device), engine=_engine(engine))
+    items = _load(paths or (CORPUS,))
+    console, failed, ran = _console(), 0, 0
+    for done in replay(items, settings):
+        if done.verdict.skipped:
+            console.print(f"[yellow]–[/] {done.path}: not judged: {done.verdict.skipped}", soft_wrap=True)
+            continue
+        ran += 1
+        if done.as_expected:
+            shown = ", ".join(bucket for _, bucket in done.shown) or "nothing, as expected"
+            console.print(f"[green]✓[/] {done.path}: {shown}", soft_wrap=True)
+            continue
+        failed += 1
+        console.print(f"[bold red]✗[/] {done.path}", soft_wrap=True)
+        for bucket in sorted({b for _, b in done.saved.expect} - done.verdict.buckets):
+            console.print(f"    expected and not shown: {bucket}", soft_wrap=True, markup=False)
+        for finding in done.verdict.findings:
+            if (finding.kind, finding.bucket) not in done.saved.expect:
+                console.print(f"    shown and not expected: {finding.bucket}: {finding.message}", soft_wrap=True, markup=False)
+        console.print(f"  fuzzrope replay {done.path}", style="cyan", soft_wrap=True)
+    console.print(f"{ran} cases replayed, {failed} not as expected, {len(items) - ran} not judged")
+    sys.exit(EXIT_FINDINGS if failed else EXIT_PASS if ran else EXIT_NOTHING)
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--bucket", help="The finding to keep; the file's first if not given.")
+@click.option("--max-time", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True)
+def minimize(path: Path, bucket: str | None, max_time: float) -> None:
+    """Find a smaller case in the same bucket; it is saved beside PATH, which stays."""
+    import time
+
+    ((_, saved),) = _load((path,))
+    kinds = dict((b, k) for k, b in saved.expect)
+    if bucket is None:
+        bucket = next((b for b, k in kinds.items() if path.name.startswith(k)), next(iter(kinds), None))
+    if bucket is None or bucket not in kinds:
+        raise Usage(f"{path}: expects no finding {bucket or ''}; nothing to keep while minimizing".replace("  ", " "))
+    target, settings, until = target_of(saved), Settings(), time.monotonic() + max_time
+    wanted = bucket
+    with Runner(target, settings.device, settings.limits) as runner:
+
+        def keep(case: Any) -> bool:
+            if time.monotonic() > until:
+                raise shrink.OutOfTime
+            return wanted in execute(runner, case, target, settings).buckets
+
+        if not keep(saved.case):
+            raise Usage(f"{path}: does not show {bucket} here; see `fuzzrope replay {path}`")
+        smallest, complete = shrink.minimize(saved.case, keep, OPERATIONS[saved.case.operation].simpler)
+        runner.discard()
+        verdict = execute(runner, smallest, target, settings)
+    console = _console()
+    if smallest == saved.case:
+        console.print(f"{path}: is a minimum of {bucket}", soft_wrap=True)
+        return
+    kept = next(f for f in verdict.findings if f.bucket == bucket)
+    new = path.parent / f"{kept.kind}-{smallest.id}.json"
+    expect = tuple(sorted({(f.kind, f.bucket) for f in verdict.findings}))
+    note = saved.note if complete else "minimizing ran out of time"
+    corpus_files.save(new, Saved(saved.target, smallest, expect, saved.found, note))
+    console.print(f"{new}: {'a minimum' if complete else 'smaller'} of {bucket}", soft_wrap=True)
+    console.print(f"fuzzrope replay {new}", style="cyan", soft_wrap=True)
+
+
+@cli.command("list")
+def list_command() -> None:
+    """Show what can be judged, and the kinds of finding."""
+    console = _console()
+    table = Table("target", "operation", "level", "what it is", title="targets", title_justify="left")
+    for target in REGISTERED:
+        level = target.level + (", exact" if target.exact else "")
+        table.add_row(target.name, target.operation, level, target.summary)
+    console.print(table)
+    kinds = Table("kind", "meaning", title="kinds of finding", title_justify="left")
+    for kind, meaning in KINDS.items():
+        kinds.add_row(kind, meaning)
+    console.print(kinds)
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+def show(path: Path) -> None:
+    """Show a saved case: its tensors, what it is expected to show, and how to replay it."""
+    ((_, saved),) = _load((path,))
+    console = _console()
+    console.print(f"{saved.target}: {saved.case.operation} {saved.case.id}", style="bold", markup=False)
+    table = Table("tensor", "dtype", "shape", "strides", "offset", "storage", "device", "values")
+    for name, spec in saved.case.tensors:
+        values = spec.values
+        data = " ".join(f"{x:g}" for x in values.data[:8]) + (" …" if len(values.data) > 8 else "")
+        recipe = f"{values.kind} {data}" if values.data else f"{values.kind}, seed {values.seed}"
+        table.add_row(name, spec.dtype, str(spec.shape), str(spec.strides), str(spec.offset), spec.storage, spec.device, recipe)
+    console.print(table)
+    for kind, bucket in saved.expect:
+        console.print(f"expects {bucket}: {KINDS[kind]}", markup=False, soft_wrap=True)
+    if not saved.expect:
+        console.print("expects no finding")
+    if saved.note:
+        console.print(saved.note, markup=False, soft_wrap=True)
+    console.print(f"found: {json.dumps(saved.found, sort_keys=True)}", style="dim", markup=False, soft_wrap=True)
+    console.print(f"fuzzrope replay {path}", style="cyan", soft_wrap=True)
+
+
+#: torch -> triton releases that were released for each other.
+PAIRS = {"2.11": "3.6", "2.12": "3.7", "2.13": "3.7", "2.14": "3.8"}
+
+
+@cli.command()
+def doctor() -> None:
+    """Check this installation: versions, the child process, the engine, a GPU."""
+    console, well = _console(), True
+    found = versions()
+    for name, version in found.items():
+        console.print(f"  {name} {version}")
+    expected = PAIRS.get(".".join(found["torch"].split(".")[:2]))
+    if expected is None or not found["triton"].startswith(expected + "."):
+        console.print(f"[yellow]![/] torch {found['torch']} was not released with triton {found['triton']}")
+    if torch.cuda.is_available():
+        console.print(f"[green]✓[/] GPU: {torch.cuda.get_device_name()}")
+    else:
+        console.print("[green]✓[/] no GPU: kernels run in Triton's interpreter, bfloat16 is left out")
+    for name in ("kernels.reference", "kernels.ModelNew"):
+        target = find(name)
+        try:
+            with Runner(target) as runner:
+                case = OPERATIONS[target.operation].probes()[0]
+                verdict = judge(case, runner.run(case), target)
+        except RunnerError as error:
+            well = False
+            console.print(f"[red]✗[/] {name}: {error}", soft_wrap=True)
+            continue
+        if verdict.findings or verdict.skipped:
+            well = False
+            console.print(f"[red]✗[/] {name}: {verdict.skipped or verdict.findings[0].message}", soft_wrap=True)
+        else:
+            console.print(f"[green]✓[/] {name}: runs in a child process and is judged right")
+    sys.exit(EXIT_PASS if well else EXIT_INTERNAL)
+
+
+def main() -> None:
+    """Run the command line; every way out has its exit code and no traceback for bad input."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.UsageError as error:
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        click.echo(f"fuzzrope: {error.format_message()}{hint}", err=True)
+        sys.exit(EXIT_USAGE)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("fuzzrope: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except RunnerError as error:
+        click.echo(f"fuzzrope: {error}", err=True)
+        sys.exit(EXIT_INTERNAL)
+    except BrokenPipeError:
+        os._exit(EXIT_INTERRUPTED)

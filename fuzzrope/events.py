@@ -1,0 +1,73 @@
+"""What a campaign says while it runs. Every output - console, JSON, the event log - is made from these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fuzzrope.case import Case
+from fuzzrope.findings import Finding
+from fuzzrope.judge import Errors
+from fuzzrope.targets import Target
+
+
+@dataclass(frozen=True)
+class Started:
+    """A campaign on a target begins: its strata by group, and what the engine leaves out, with reasons."""
+
+    target: Target
+    seed: int
+    blocks: tuple[int, ...]
+    declared: dict[str, int]
+    left_out: dict[str, int]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A drawn case was run and judged."""
+
+    case: Case
+    examples: int
+    strata: frozenset[str]
+    reached: int
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A bucket was seen for the first time; the case is saved, not yet minimized."""
+
+    finding: Finding
+    case: Case
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Minimized:
+    """The smallest case of a bucket. ``complete`` is False when time ran out first."""
+
+    finding: Finding
+    case: Case
+    path: Path | None
+    complete: bool
+    steps: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The campaign on a target is over. ``reached`` and ``missed`` are stratum names."""
+
+    target: Target
+    examples: int
+    executed: int
+    seconds: float
+    reached: frozenset[str]
+    missed: tuple[str, ...]
+    errors: dict[str, Errors] = field(default_factory=dict)
+    restarts: int = 0
+    interrupted: bool = False
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+Event = Started | Example | Seen | Minimized | Finished

@@ -1,0 +1,184 @@
+"""Putting the rooms of the judge together: one case, one outcome, one verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fuzzrope.build import Built, blank, build
+from fuzzrope.case import Case
+from fuzzrope.findings import Finding, finding
+from fuzzrope.judge.memory import judge_accesses, judge_inputs
+from fuzzrope.judge.values import Errors, as_tensor, compare, compare_exact
+from fuzzrope.operations import OPERATIONS, Operation
+from fuzzrope.outcome import Outcome, Output
+from fuzzrope.targets import Target
+
+DEMANDED_ERRORS = ("ValueError", "TypeError")
+_DEATHS = {"timeout": "timeout", "oom": "oom", "died": "crash", "tampered": "tamper"}
+
+
+@dataclass
+class Verdict:
+    """The findings of a case, its error statistics by dtype, and why it was left out, if it was."""
+
+    findings: list[Finding] = field(default_factory=list)
+    errors: dict[str, Errors] = field(default_factory=dict)
+    skipped: str = ""
+
+    @property
+    def buckets(self) -> frozenset[str]:
+        """The buckets of its findings."""
+        return frozenset(f.bucket for f in self.findings)
+
+
+def judge(case: Case, outcome: Outcome, target: Target) -> Verdict:
+    """Judge what a target did with a case, at the target's level."""
+    verdict = Verdict()
+    if outcome.status == "unsupported":
+        verdict.skipped = outcome.detail
+        return verdict
+    found = verdict.findings
+    found += [finding("tamper", f"it changed {name}", detail=name) for name in outcome.tampered]
+    if outcome.status in _DEATHS:
+        found.append(_death(outcome))
+        return verdict
+    operation = OPERATIONS[case.operation]
+    found += judge_accesses(outcome)
+    inputs = build(case)
+    stores = any(access.what == "store" for access in outcome.accesses)
+    found += judge_inputs(case, inputs, outcome, stores)
+    rejected = operation.rejects(case)
+    expected, error = _reference(operation, inputs)
+    if outcome.status == "raised":
+        found += _judge_raised(outcome, rejected, error, target)
+        return verdict
+    if rejected and target.level == "strict":
+        found.append(finding("no_exception", f"it returned although {rejected}", detail=rejected.split()[0]))
+        return verdict
+    if expected is None:
+        found.append(finding("no_exception", f"it returned; the reference raises {error}", detail="reference"))
+        return verdict
+    if not rejected:
+        found += _judge_outputs(case, outcome, target, operation, inputs, expected, verdict)
+    return verdict
+
+
+def _death(outcome: Outcome) -> Finding:
+    kind = _DEATHS[outcome.status]
+    while_loading = " while it was being imported" if outcome.phase == "load" else ""
+    detail = outcome.detail if kind == "crash" else "" if kind in ("timeout", "oom") else "process"
+    return finding(kind, f"{outcome.detail}{while_loading}", detail=detail)
+
+
+def _reference(operation: Operation, inputs: Built) -> tuple[dict[str, torch.Tensor] | None, str]:
+    try:
+        return operation.reference(inputs.tensors), ""
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def _judge_raised(outcome: Outcome, rejected: str | None, error: str, target: Target) -> list[Finding]:
+    raised = outcome.raised
+    assert raised is not None
+    function = raised.where.rpartition(" in ")[2]
+    said = f"{raised.type}: {(raised.message.splitlines() or [''])[0][:200]}"
+    if raised.where:
+        said += f" ({raised.where})"
+    detail = f"{raised.type}:{function}" if function else raised.type
+    if any(access.what == "launch" for access in outcome.accesses):
+        return []  # the refused launch is the finding
+    if not rejected:
+        return [] if error else [finding("exception", said, detail=detail)]
+    if target.level == "strict" and raised.type not in DEMANDED_ERRORS:
+        message = f"{said}; the contract demands ValueError or TypeError because {rejected}"
+        return [finding("exception", message, detail=detail)]
+    return []
+
+
+def _judge_outputs(
+    case: Case,
+    outcome: Outcome,
+    target: Target,
+    operation: Operation,
+    inputs: Built,
+    expected: dict[str, torch.Tensor],
+    verdict: Verdict,
+) -> list[Finding]:
+    names = operation.outputs
+    found: list[Finding] = []
+    if len(outcome.outputs) != len(names) or outcome.container not in ("tuple", "list"):
+        message = f"it returned a {outcome.container} of {len(outcome.outputs)}, expected a tuple of {len(names)}"
+        return [finding("type", message, detail="container")]
+    if target.level == "strict" and outcome.container != "tuple":
+        found.append(finding("type", "it returned a list, expected a tuple", detail="container"))
+    strides = _eager_strides(operation, case) if target.level == "strict" else {}
+    for name, output in zip(names, outcome.outputs, strict=True):
+        reference = expected[name]
+        form = _judge_form(name, output, reference)
+        if target.level == "strict" and not form:
+            form += _judge_layout(name, output, strides[name])
+        found += form + _judge_sharing(name, output, operation, target)
+        if any(f.kind in ("type", "shape", "dtype") for f in form):
+            continue
+        if len(output.data) != reference.numel() * reference.element_size():
+            found.append(finding("tamper", f"{name} came back with {len(output.data)} bytes", detail="reply"))
+            continue
+        got = as_tensor(output.data, output.dtype, output.shape)
+        if name in operation.views:
+            found += compare_exact(name, got, reference, "it is passed through")
+            continue
+        comparison = compare(name, got, reference, operation.envelope(name, inputs.tensors))
+        comparison.errors.worst_case = case.id
+        verdict.errors.setdefault(output.dtype, Errors()).add(comparison.errors)
+        found += comparison.findings
+        if target.exact and not comparison.findings:
+            found += compare_exact(name, got, reference, "bit for bit as eager")
+    work = any(expected[name].numel() for name in names if name not in operation.views)
+    if target.kernel and work and not outcome.launches:
+        found.append(finding("no_launch", "it computed without launching a Triton kernel"))
+    return found
+
+
+def _judge_form(name: str, output: Output, reference: torch.Tensor) -> list[Finding]:
+    if output.type != "Tensor":
+        return [finding("type", f"{name} is a {output.type}, expected a torch.Tensor", output=name)]
+    found = []
+    dtype = str(reference.dtype).removeprefix("torch.")
+    if output.shape != tuple(reference.shape):
+        found.append(finding("shape", f"{name} is {output.shape}, expected {tuple(reference.shape)}", output=name))
+    if output.dtype != dtype:
+        found.append(finding("dtype", f"{name} is {output.dtype}, expected {dtype}", output=name))
+    if output.device != "cuda":
+        found.append(finding("device", f"{name} is on {output.device}, expected cuda", output=name))
+    return found
+
+
+def _judge_layout(name: str, output: Output, strides: tuple[int, ...]) -> list[Finding]:
+    if output.strides == strides:
+        return []
+    return [finding("layout", f"{name} has strides {output.strides}, eager has {strides}", output=name)]
+
+
+def _judge_sharing(name: str, output: Output, operation: Operation, target: Target) -> list[Finding]:
+    """Computed outputs are fresh memory; at the strict level passed-through ones are views of their input."""
+    source = operation.views.get(name)
+    shares = dict(output.shares)
+    if source is None:
+        others = [f"output {other[1:]}" if other.startswith("#") else other for other in shares]
+        if others:
+            return [finding("alias", f"{name} shares memory with {', '.join(others)}", output=name)]
+    elif target.level == "strict" and shares.get(source) != 0 and 0 not in output.shape:
+        return [finding("alias", f"{name} is no view of the input {source}", output=name)]
+    return []
+
+
+def _eager_strides(operation: Operation, case: Case) -> dict[str, tuple[int, ...]]:
+    """Output strides of the reference on a GPU.
+
+    On a CPU, eager PyTorch first converts operands of other dtypes into temporaries, whose strides then
+    decide; a GPU converts while it computes. With one dtype throughout the two agree.
+    """
+    same_type = {name: blank(spec) for name, spec in case.tensors}
+    return {name: tensor.stride() for name, tensor in operation.reference(same_type).items()}

@@ -1,0 +1,86 @@
+"""What an operation has to say about itself: reference, oracle, bound, and how its cases are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fuzzrope.case import Case
+from fuzzrope.numbers import Exact
+
+Tensors = Mapping[str, torch.Tensor]
+Draw = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """All answers that a correct implementation may give to one output, element by element (flat arrays).
+
+    Attributes:
+        exact: the true result, where it is finite.
+        bound: how far a finite answer may be from it, in units of 2^exact.exponent.
+        finite, nan, positive, negative: whether a finite answer, NaN, +inf, -inf is allowed.
+        zero_sign: +1 or -1 where the answer is a zero whose sign is determined, else 0.
+    """
+
+    exact: Exact
+    bound: np.ndarray
+    finite: np.ndarray
+    nan: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    zero_sign: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """A region of cases that a campaign promises to visit.
+
+    ``pins`` are the choices that force a drawn case into it; ``name`` is ``group: member``.
+    """
+
+    name: str
+    pins: tuple[tuple[str, Any], ...]
+
+    @property
+    def group(self) -> str:
+        """The part of the name that reports fold by."""
+        return self.name.partition(":")[0]
+
+
+class Operation(Protocol):
+    """A mathematical contract."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    views: Mapping[str, str]
+    """Outputs that come back as views of an input, unchanged."""
+
+    def rejects(self, case: Case) -> str | None:
+        """Why the contract demands a ValueError or TypeError for this case, or None."""
+
+    def reference(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """The eager PyTorch computation that defines behaviour; raises what PyTorch raises."""
+
+    def envelope(self, output: str, tensors: Tensors) -> Envelope:
+        """Oracle and error bound of one computed output."""
+
+    def probes(self) -> tuple[Case, ...]:
+        """Plain cases with which every campaign begins; their launches tell the block sizes in play."""
+
+    def strata(self, blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
+        """The strata that a campaign declares, given the block sizes in play."""
+
+    def classify(self, case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
+        """Names of the strata that a case lies in, judged by its geometry and values alone."""
+
+    def draw(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
+        """Draw a case with Hypothesis' ``draw``, with some choices pinned."""
+
+    def simpler(self, case: Case) -> list[Case]:
+        """Cases with dimensions that belong together reduced together, boldest first, for minimizing."""

@@ -1,0 +1,148 @@
+"""What a target did with a case, as the parent knows it. Everything a child claims is checked on arrival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+STATUSES = ("returned", "raised", "unsupported", "died", "timeout", "oom", "tampered")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One returned object: a tensor's form and bytes, or only the name of its type."""
+
+    type: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    device: str = ""
+    data: bytes = b""
+    shares: tuple[tuple[str, int], ...] = ()
+    """Inputs, or earlier outputs, whose memory it overlaps, and its byte offset from their first element."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """An exception that left the target: its type, its text, and the innermost line of the target's code."""
+
+    type: str
+    message: str
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A memory access the engine refused or noticed, with the kernel's source line."""
+
+    what: str
+    kernel: str
+    line: str
+    message: str
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel launch: its name, grid and integer constexprs."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    constants: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a target did with a case.
+
+    ``status`` is one of ``STATUSES``; ``detail`` says more (signal, exit code, limit). ``container`` names
+    the type of the returned object, ``phase`` is ``load`` or ``run``. ``after`` maps a storage to the bytes of its spans after the run.
+    """
+
+    status: str
+    detail: str = ""
+    container: str = ""
+    outputs: tuple[Output, ...] = ()
+    raised: Raised | None = None
+    accesses: tuple[Access, ...] = ()
+    launches: tuple[Launch, ...] = ()
+    tampered: tuple[str, ...] = ()
+    after: tuple[tuple[str, bytes], ...] = ()
+    seconds: float = 0.0
+    phase: str = "run"
+
+
+class ReplyError(Exception):
+    """A child's reply that has not the form of one."""
+
+
+def _text(value: Any, limit: int = 2000) -> str:
+    if not isinstance(value, str):
+        raise ReplyError("expected a text")
+    return "".join(c if c.isprintable() else "�" for c in value[:limit])
+
+
+def _ints(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > 64 or not all(type(x) is int for x in value):
+        raise ReplyError("expected a list of integers")
+    return tuple(value)
+
+
+def _list(value: Any, limit: int = 1000) -> list[Any]:
+    if not isinstance(value, list) or len(value) > limit:
+        raise ReplyError("expected a list")
+    return value
+
+
+def from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
+    """Read a child's reply; raises :class:`ReplyError` when anything in it is not what it should be."""
+    try:
+        return _from_reply(header, blobs)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ReplyError(f"{type(error).__name__}: {error}") from error
+
+
+def _from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
+    status = _text(header["status"])
+    if status not in STATUSES:
+        raise ReplyError(f"unknown status {status!r}")
+    remaining = iter(blobs)
+    outputs = []
+    for item in _list(header["outputs"], 32):
+        data = next(remaining) if item["has_data"] else b""
+        shares = tuple((_text(name), int(offset)) for name, offset in _list(item["shares"]))
+        outputs.append(
+            Output(
+                type=_text(item["type"]),
+                dtype=_text(item["dtype"]),
+                shape=_ints(item["shape"]),
+                strides=_ints(item["strides"]),
+                device=_text(item["device"]),
+                data=data,
+                shares=shares,
+            )
+        )
+    after = tuple((_text(name), next(remaining, b"")) for name in _list(header["after"], 32))
+    raised = header["raised"]
+    return Outcome(
+        status=status,
+        detail=_text(header["detail"]),
+        container=_text(header["container"]),
+        outputs=tuple(outputs),
+        raised=None if raised is None else Raised(*(_text(raised[key]) for key in ("type", "message", "where"))),
+        accesses=tuple(
+            Access(*(_text(a[key]) for key in ("what", "kernel", "line", "message")), lanes=int(a["lanes"]))
+            for a in _list(header["accesses"])
+        ),
+        launches=tuple(
+            Launch(
+                _text(item["kernel"]),
+                _ints(item["grid"]),
+                tuple((_text(name), int(value)) for name, value in _list(item["constants"])),
+            )
+            for item in _list(header["launches"])
+        ),
+        tampered=tuple(_text(name) for name in _list(header["tampered"])),
+        after=after,
+        seconds=float(header["seconds"]),
+    )

@@ -1,0 +1,57 @@
+"""Replaying saved cases: does each show exactly what it is expected to show?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from fuzzrope.case import Case
+from fuzzrope.corpus import Saved
+from fuzzrope.judge import Verdict, judge
+from fuzzrope.run import Runner
+from fuzzrope.run.capability import cannot_run
+from fuzzrope.settings import Settings
+from fuzzrope.targets import LEVELS, Target, find
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One replayed file: what it expected, what it showed, or why it was not run."""
+
+    path: Path
+    saved: Saved
+    verdict: Verdict
+
+    @property
+    def shown(self) -> tuple[tuple[str, str], ...]:
+        """(kind, bucket) of every finding."""
+        return tuple(sorted({(f.kind, f.bucket) for f in self.verdict.findings}))
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether it showed exactly what it should."""
+        return not self.verdict.skipped and self.shown == self.saved.expect
+
+
+def target_of(saved: Saved) -> Target:
+    """The target of a saved case, at the level it was found."""
+    level = saved.found.get("level")
+    return find(saved.target).at(level if level in LEVELS else None)
+
+
+def execute(runner: Runner, case: Case, target: Target, settings: Settings) -> Verdict:
+    """Run and judge one case, unless the engine cannot compute it rightly."""
+    reason = cannot_run(settings.device, settings.engine, (spec.dtype for _, spec in case.tensors))
+    if reason:
+        return Verdict(skipped=reason)
+    return judge(case, runner.run(case), target)
+
+
+def replay(items: list[tuple[Path, Saved]], settings: Settings) -> Iterator[Replayed]:
+    """Replay saved cases in order; cases of one target share a child while it lives."""
+    for target, group in groupby(items, key=lambda item: target_of(item[1])):
+        with Runner(target, settings.device, settings.limits) as runner:
+            for path, saved in group:
+                yield Replayed(path, saved, execute(runner, saved.case, target, settings))

@@ -1,0 +1,100 @@
+"""The JSON report (DESIGN: ``--json``) and the log of events, for other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fuzzrope.events import Event, Example, Finished, Minimized, Seen, Started
+from fuzzrope.report.summary import EXIT_PASS, Run, TargetRun
+
+FORMAT = 1
+
+
+def report(run: Run, environment: dict[str, str], seed: int) -> dict[str, Any]:
+    """The report of a run; ``verdict`` is ``pass`` only if the command's exit code is 0."""
+    finished = [target.finished for target in run.targets if target.finished is not None]
+    return {
+        "format": FORMAT,
+        "verdict": "pass" if run.exit_code == EXIT_PASS else "fail",
+        "exit_code": run.exit_code,
+        "seed": seed,
+        "examples": sum(f.examples for f in finished),
+        "seconds": round(sum(f.seconds for f in finished), 3),
+        "targets": [_target(target) for target in run.targets],
+        "environment": environment,
+    }
+
+
+def _target(run: TargetRun) -> dict[str, Any]:
+    done = run.finished
+    failed = bool(run.found) or done is None or bool(done.missed) or not done.executed
+    return {
+        "target": run.started.target.name,
+        "operation": run.started.target.operation,
+        "level": run.started.target.level,
+        "verdict": "fail" if failed else "pass",
+        "examples": done.examples if done else 0,
+        "executed": done.executed if done else 0,
+        "findings": [
+            {**found.finding.to_json(), "case": str(found.path or ""), "minimized": found.complete}
+            for found in run.found
+        ],
+        "errors": {
+            dtype: {
+                "elements": errors.count,
+                "max_ulp": errors.max_ulp,
+                "max_error_over_bound": errors.over_bound,
+                "rms_over_reference_rms": errors.rms_ratio,
+                "worst_case": errors.worst_case,
+            }
+            for dtype, errors in sorted((done.errors if done else {}).items())
+        },
+        "strata": {
+            "declared": sum(run.started.declared.values()),
+            "reached": len(done.reached) if done else 0,
+            "missed": list(done.missed) if done else [],
+            "left_out": {
+                group: {"count": count, "reason": run.started.reasons[group]}
+                for group, count in run.started.left_out.items()
+            },
+            "visits": dict(sorted(run.visits.items())),
+        },
+        "skipped": done.skipped if done else {},
+        "child_restarts": done.restarts if done else 0,
+    }
+
+
+class EventLog:
+    """Writes every event as one JSON row, flushed at once, so that a killed run leaves its history."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+
+    def take(self, event: Event) -> None:
+        """Write one event."""
+        self._file.write(json.dumps(_row(event), sort_keys=True) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _row(event: Event) -> dict[str, Any]:
+    row: dict[str, Any] = {"event": type(event).__name__.lower()}
+    if isinstance(event, Started):
+        row |= {"target": event.target.name, "seed": event.seed, "blocks": list(event.blocks)}
+        row |= {"declared": event.declared, "left_out": event.left_out}
+    elif isinstance(event, Example):
+        row |= {"case": event.case.id, "strata": sorted(event.strata), "skipped": event.skipped}
+    elif isinstance(event, (Seen, Minimized)):
+        row |= {"finding": event.finding.to_json(), "case": event.case.to_json(), "path": str(event.path or "")}
+    elif isinstance(event, Finished):
+        row |= {"target": event.target.name, "examples": event.examples, "seconds": event.seconds}
+        row |= {"missed": list(event.missed), "interrupted": event.interrupted}
+    return row
+
+

@@ -1,0 +1,226 @@
+"""The child: loads one target, runs cases, and reports raw facts. It judges nothing.
+
+It lives until it dies, is killed, or finds itself tampered with. Everything it says is checked by the
+parent (:mod:`fuzzrope.outcome`), because by then a target's code has run in here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fuzzrope.build import Built, build
+from fuzzrope.case import Case
+from fuzzrope.run import cuda, wire
+from fuzzrope.run.facade import CudaFacade, pretend_cuda
+from fuzzrope.run.interpret import Engine, Unsupported
+from fuzzrope.run.loading import load
+from fuzzrope.run.tamper import Seal
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator")
+
+
+def limit_resources(limits: dict[str, int]) -> None:
+    """Apply the limits (bytes) that hold for this process and its children."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, kind in (("address_space", resource.RLIMIT_AS), ("file_size", resource.RLIMIT_FSIZE)):
+        if limits.get(name):
+            resource.setrlimit(kind, (limits[name], limits[name]))
+
+
+def serve(sock: socket.socket, entry: str, device: str) -> None:
+    """Load the target, say how that went, then answer cases until the parent hangs up."""
+    warnings.simplefilter("ignore")
+    runner = _Runner(entry, device)
+    with contextlib.suppress(wire.Closed):
+        wire.send(sock, *runner.load())
+        while True:
+            header, _ = wire.receive(sock)
+            wire.send(sock, *runner.run(Case.from_json(header["case"])))
+
+
+class _Runner:
+    def __init__(self, entry: str, device: str) -> None:
+        self.entry, self.device = entry, device
+        self.engine: Engine | None = None
+        self.facade: CudaFacade | None = None
+        self.counter: cuda.LaunchCounter | None = None
+        if device == "cpu":
+            pretend_cuda()
+            self.facade = CudaFacade()
+            self.engine = Engine()
+            self.engine.install()
+            self.engine.is_host = self.facade.is_host
+        else:
+            self.counter = cuda.LaunchCounter()
+        self.target: Any = None
+        self.seal = Seal()
+
+    def load(self) -> tuple[dict[str, Any], list[bytes]]:
+        """Import the target; a reply without outputs."""
+
+        def work() -> None:
+            self.target = load(self.entry)
+
+        return self._report(work, Built({}, {}))
+
+    def run(self, case: Case) -> tuple[dict[str, Any], list[bytes]]:
+        """Run one case; the reply and its blobs."""
+        try:
+            built = build(case) if self.facade is not None else cuda.build_on_gpu(case)
+        except (OSError, MemoryError, RuntimeError) as error:
+            return _unsupported(f"the inputs cannot be built here: {error}"), []
+        inputs = [built.tensors[name] for name, _ in case.tensors]
+        if self.engine is not None and self.facade is not None:
+            self.engine.reset()
+            self.facade.forget()
+            for tensor, (_, spec) in zip(inputs, case.tensors, strict=True):
+                if spec.device == "cpu":
+                    self.facade.set_host(tensor)
+        elif self.counter is not None:
+            self.counter.reset()
+
+        def work() -> Any:
+            result = self.target(*inputs, **dict(case.options))
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+            return result
+
+        return self._report(work, built)
+
+    def _report(self, work: Callable[[], Any], built: Built) -> tuple[dict[str, Any], list[bytes]]:
+        reply: dict[str, Any] = {"status": "returned", "detail": "", "container": "", "raised": None}
+        result: Any = None
+        started = time.perf_counter()
+        try:
+            with self.facade if self.facade is not None else contextlib.nullcontext():
+                result = work()
+        except Unsupported as limit:
+            reply |= {"status": "unsupported", "detail": str(limit)}
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as leaving:
+            reply |= {"status": "tampered", "detail": f"it raised {type(leaving).__name__}({leaving})"}
+        except BaseException as error:  # noqa: BLE001 - a target may raise anything; all of it is evidence
+            reply |= _raised(error)
+        reply["seconds"] = time.perf_counter() - started
+        reply["tampered"] = self.seal.broken()
+        blobs: list[bytes] = []
+        reply |= self._watched()
+        try:
+            with torch._C.DisableTorchFunction():
+                reply["container"], reply["outputs"] = self._outputs(result, built, blobs)
+                reply["after"] = list(built.memories)
+                blobs += [memory.bytes() for memory in built.memories.values()]
+        except Exception as error:  # noqa: BLE001 - e.g. a returned tensor whose memory is gone
+            status = "oom" if isinstance(error, MemoryError) else "tampered"
+            detail = f"what it returned could not be read: {type(error).__name__}: {error}"
+            return {**reply, "status": status, "detail": detail, "outputs": [], "after": []}, []
+        return reply, blobs
+
+    def _watched(self) -> dict[str, Any]:
+        if self.engine is None or self.facade is None:
+            return {"launches": self.counter.launches if self.counter else [], "accesses": []}
+        accesses = list(self.engine.accesses.values())
+        for memory in self.facade.fresh:
+            if not memory.guards_intact():
+                message = f"wrote next to a tensor of {memory.size} bytes that the target allocated"
+                accesses.append({"what": "store", "kernel": "", "line": "", "message": message, "lanes": 1})
+        return {"launches": self.engine.launches[:100], "accesses": accesses[:100]}
+
+    def _outputs(self, result: Any, built: Built, blobs: list[bytes]) -> tuple[str, list[dict[str, Any]]]:
+        if result is None:
+            return "None", []
+        items = list(result)[:32] if isinstance(result, (tuple, list)) else [result]
+        known = dict(built.tensors)
+        outputs = []
+        for i, item in enumerate(items):
+            outputs.append(self._output(item, known, blobs))
+            if type(item) is torch.Tensor:
+                known[f"#{i}"] = item
+        return type(result).__name__, outputs
+
+    def _output(self, item: Any, known: dict[str, torch.Tensor], blobs: list[bytes]) -> dict[str, Any]:
+        form: dict[str, Any] = {"type": type(item).__name__, "dtype": "", "device": "", "shape": [], "strides": []}
+        form |= {"shares": [], "has_data": False}
+        if type(item) is not torch.Tensor or item.layout is not torch.strided:
+            return form
+        device = self.facade.device_of(item) if self.facade is not None else item.device
+        form |= {
+            "dtype": str(item.dtype).removeprefix("torch."),
+            "device": device.type,
+            "shape": list(item.shape),
+            "strides": list(item.stride()),
+            "shares": [[name, item.data_ptr() - t.data_ptr()] for name, t in known.items() if _overlap(item, t)],
+        }
+        if item.numel() * item.element_size() <= wire.MAX_BLOB and item.device.type != "meta":
+            dense = item.detach().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
+            blobs.append(dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b"")
+            form["has_data"] = True
+        return form
+
+
+def _unsupported(detail: str) -> dict[str, Any]:
+    """The reply that says nothing about the target."""
+    reply: dict[str, Any] = {"status": "unsupported", "detail": detail, "container": "", "raised": None}
+    empty: tuple[str, ...] = ("outputs", "accesses", "launches", "tampered", "after")
+    return reply | {key: [] for key in empty} | {"seconds": 0.0}
+
+
+def _raised(error: BaseException) -> dict[str, Any]:
+    """Status and evidence of an exception, seen through the interpreter's wrapping."""
+    cause: BaseException = error
+    while type(cause).__name__ == "InterpreterError" and cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = f"{cause}"[:1000]
+    raised = {"type": type(cause).__name__, "message": text, "where": _where(cause)}
+    if isinstance(cause, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
+        return {"status": "oom", "detail": text, "raised": raised}
+    return {"status": "raised", "raised": raised}
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    if tensor.numel() == 0:
+        return (0, 0)
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors live in the same storage and span common addresses."""
+    if one.device != other.device or one.device.type == "meta":
+        return False
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+        return False
+    (a, b), (c, d) = _span(one), _span(other)
+    return max(a, c) < min(b, d)
+
+
+def _where(error: BaseException) -> str:
+    """``file:line in function`` of the innermost frame outside installed packages."""
+    place = ""
+    ours = os.path.dirname(os.path.abspath(__file__))
+    for frame in traceback.extract_tb(error.__traceback__):
+        if "site-packages" not in frame.filename and not frame.filename.startswith(ours):
+            place = f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}"
+    return place
+
+
+def main(sock: socket.socket, entry: str, device: str, limits: dict[str, int]) -> None:
+    """Entry point after the fork; never returns."""
+    try:
+        limit_resources(limits)
+        torch.set_num_threads(1)
+        serve(sock, entry, device)
+    except BaseException:  # noqa: BLE001 - whatever it is, it must not run on into the zygote's code
+        traceback.print_exc(file=sys.__stderr__)
+        os._exit(3)
+    os._exit(0)

@@ -1,0 +1,311 @@
+"""A CPU that says it is a GPU, so that code written for CUDA runs unmodified without one.
+
+While a :class:`CudaFacade` is entered, tensors in ordinary memory answer ``is_cuda`` and ``device`` as
+CUDA tensors do, factories with ``device="cuda"`` work, and tensors made without a device (or moved with
+``.cpu()``) count as host tensors: mixing the two raises, and a kernel launch on one is refused, as on a
+real machine. ``torch.cuda`` itself is answered by :func:`pretend_cuda`.
+
+Fresh memory (``torch.empty`` and its family) comes poisoned and between guard bands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from fuzzrope.build import FRESH, Memory
+
+CUDA = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+POISON_UP_TO = 2**28  # bytes; larger allocations stay as the system gives them
+
+_PLAIN = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.arange}
+_PLAIN |= {torch.tensor, torch.as_tensor, torch.empty_strided, torch.linspace, torch.eye, torch.scalar_tensor}
+_PLAIN |= {torch.logspace, torch.randperm, torch.tril_indices, torch.triu_indices, torch.from_numpy}
+_LIKE = {torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like}
+_LIKE |= {torch.Tensor.new_empty, torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full}
+_LIKE |= {torch.Tensor.new_empty_strided, torch.Tensor.new_tensor, torch.randint_like}
+_FRESH = {torch.empty, torch.empty_strided, torch.empty_like, torch.Tensor.new_empty, torch.Tensor.new_empty_strided}
+#: Functions that may see both kinds of tensor.
+_MIXED_ALLOWED = {torch.Tensor.copy_, torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
+
+
+def tensors_in(value: Any) -> Iterable[torch.Tensor]:
+    """Every tensor in nested lists, tuples and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+class CudaFacade(TorchFunctionMode):
+    """Presents tensors in ordinary memory as CUDA tensors; see the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._host: dict[int, torch.UntypedStorage] = {}
+        self.fresh: list[Memory] = []
+
+    def forget(self) -> None:
+        """Forget the tensors of the last case."""
+        self._host.clear()
+        self.fresh.clear()
+
+    def is_host(self, tensor: torch.Tensor) -> bool:
+        """Whether this tensor counts as one in host memory."""
+        return tensor.device.type == "cpu" and tensor.untyped_storage()._cdata in self._host
+
+    def set_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Make this tensor, and all that shares its memory, count as a host tensor."""
+        if tensor.device.type == "cpu":
+            storage = tensor.untyped_storage()
+            self._host[storage._cdata] = storage
+        return tensor
+
+    def device_of(self, tensor: torch.Tensor) -> torch.device:
+        """The device that the tensor claims."""
+        if tensor.device.type != "cpu":
+            return tensor.device
+        return CPU if self.is_host(tensor) else CUDA
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        answer = _ANSWERS.get(func)
+        if answer is not None:
+            return answer(self, *args, **kwargs)
+        if func in _PLAIN or func in _LIKE:
+            return self._create(func, args, kwargs)
+        seen = [t for t in tensors_in((args, kwargs)) if t.device.type == "cpu"]
+        hosts = [self.is_host(t) for t in seen]
+        if func not in _MIXED_ALLOWED and any(hosts):
+            if not all(host or t.dim() == 0 for host, t in zip(hosts, seen, strict=True)):
+                if not all(t.dim() == 0 for host, t in zip(hosts, seen, strict=True) if host):
+                    raise RuntimeError(
+                        "Expected all tensors to be on the same device, but found at least two devices, "
+                        "cuda:0 and cpu!"
+                    )
+        result = func(*args, **kwargs)
+        if hosts and all(hosts):
+            for tensor in tensors_in(result):
+                self.set_host(tensor)
+        return result
+
+    def _create(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+        device = kwargs.get("device")
+        if device is not None:
+            kind = torch.device(device) if isinstance(device, (str, torch.device)) else CUDA
+            if kind.type == "meta":
+                return func(*args, **kwargs)
+            host = kind.type == "cpu"
+            kwargs["device"] = CPU
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+        elif func in _LIKE or func is torch.as_tensor:
+            host = not isinstance(args[0], torch.Tensor) or self.is_host(args[0])
+        else:
+            host = True
+        result = func(*args, **kwargs)
+        if func in _FRESH:
+            result = self._poisoned(result)
+        return self.set_host(result) if host else result
+
+    def _poisoned(self, blank: torch.Tensor) -> torch.Tensor:
+        width = blank.element_size()
+        if width not in FRESH or not blank.dtype.is_floating_point or blank.layout is not torch.strided:
+            return blank
+        size = blank.untyped_storage().nbytes()
+        if not 0 < size <= POISON_UP_TO:
+            return blank
+        memory = Memory(size, width, FRESH)
+        memory.inner.reshape(-1, width)[:] = memory.pattern
+        self.fresh.append(memory)
+        return torch.as_strided(memory.tensor(blank.dtype), blank.shape, blank.stride())
+
+    def move(self, tensor: torch.Tensor, host: bool, **kwargs: Any) -> torch.Tensor:
+        """``Tensor.to``: a copy when the claimed device or anything else changes, the tensor itself if not."""
+        changes = tensor.device.type == "cpu" and host != self.is_host(tensor)
+        result = tensor.to(**kwargs) if kwargs else tensor
+        if changes and result is tensor:
+            result = tensor.clone()
+        return self.set_host(result) if host else result
+
+
+def _device(facade: CudaFacade, tensor: torch.Tensor) -> torch.device:
+    return facade.device_of(tensor)
+
+
+def _is_cuda(facade: CudaFacade, tensor: torch.Tensor) -> bool:
+    return facade.device_of(tensor).type == "cuda"
+
+
+def _is_cpu(facade: CudaFacade, tensor: torch.Tensor) -> bool:
+    return facade.device_of(tensor).type == "cpu"
+
+
+def _get_device(facade: CudaFacade, tensor: torch.Tensor) -> int:
+    return 0 if _is_cuda(facade, tensor) else -1
+
+
+def _cpu(facade: CudaFacade, tensor: torch.Tensor, memory_format: Any = None) -> torch.Tensor:
+    return facade.move(tensor, host=True)
+
+
+def _cuda(facade: CudaFacade, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return facade.move(tensor, host=False)
+
+
+def _to(facade: CudaFacade, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    host = facade.is_host(tensor)
+    device = kwargs.pop("device", None)
+    rest: dict[str, Any] = dict(kwargs)
+    rest.pop("non_blocking", None)
+    for position, value in enumerate(args):
+        if isinstance(value, torch.dtype):
+            rest["dtype"] = value
+        elif isinstance(value, torch.Tensor):
+            host, rest["dtype"] = facade.is_host(value), value.dtype
+        elif isinstance(value, (str, torch.device)) or (position == 0 and type(value) is int):
+            device = value
+        elif value is True and position == len(args) - 1 and position >= 2:
+            rest["copy"] = True
+    if isinstance(device, (str, torch.device)):
+        kind = torch.device(device).type
+        if kind == "meta":
+            return tensor.to(*args, **{**kwargs, "device": device})
+        host = kind == "cpu"
+    elif device is not None:
+        host = False
+    return facade.move(tensor, host, **rest)
+
+
+def _same(facade: CudaFacade, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return tensor
+
+
+def _nothing(facade: CudaFacade, *args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _is_pinned(facade: CudaFacade, *args: Any, **kwargs: Any) -> bool:
+    return False
+
+
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.is_cuda.__get__: _is_cuda,
+    torch.Tensor.is_cpu.__get__: _is_cpu,
+    torch.Tensor.device.__get__: _device,
+    torch.Tensor.get_device: _get_device,
+    torch.Tensor.cpu: _cpu,
+    torch.Tensor.cuda: _cuda,
+    torch.Tensor.to: _to,
+    torch.Tensor.pin_memory: _same,
+    torch.Tensor.record_stream: _nothing,
+    torch.Tensor.is_pinned: _is_pinned,
+}
+
+
+class _Stream:
+    """A stream on which everything has already happened."""
+
+    cuda_stream = 0
+    device = CUDA
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def wait_stream(self, stream: Any) -> None: ...
+    def wait_event(self, event: Any) -> None: ...
+    def query(self) -> bool:
+        return True
+
+    def record_event(self, event: Any = None) -> Any:
+        return event or _Event()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *exc: Any) -> None: ...
+
+
+class _Event:
+    """An event that has happened."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def record(self, stream: Any = None) -> None: ...
+    def wait(self, stream: Any = None) -> None: ...
+    def synchronize(self) -> None: ...
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: Any) -> float:
+        return 1.0
+
+
+PROPERTIES = types.SimpleNamespace(
+    name="NVIDIA H200",
+    major=9,
+    minor=0,
+    total_memory=141 * 2**30,
+    multi_processor_count=132,
+    warp_size=32,
+    max_threads_per_multi_processor=2048,
+    regs_per_multiprocessor=65536,
+    shared_memory_per_block=49152,
+    shared_memory_per_block_optin=232448,
+    shared_memory_per_multiprocessor=233472,
+    L2_cache_size=62914560,
+    is_integrated=0,
+)
+
+
+@contextlib.contextmanager
+def _null_context(*args: Any, **kwargs: Any) -> Any:
+    yield
+
+
+def pretend_cuda() -> None:
+    """Answer ``torch.cuda`` for one imaginary H200. For a child process: it is never taken back."""
+
+    def always(value: Any) -> Callable[..., Any]:
+        return lambda *args, **kwargs: value
+
+    answers: dict[str, Any] = {
+        "is_available": always(True),
+        "is_initialized": always(True),
+        "init": always(None),
+        "device_count": always(1),
+        "current_device": always(0),
+        "set_device": always(None),
+        "synchronize": always(None),
+        "empty_cache": always(None),
+        "is_bf16_supported": always(True),
+        "get_device_name": always(PROPERTIES.name),
+        "get_device_capability": always((PROPERTIES.major, PROPERTIES.minor)),
+        "get_device_properties": always(PROPERTIES),
+        "memory_allocated": always(0),
+        "max_memory_allocated": always(0),
+        "memory_reserved": always(0),
+        "reset_peak_memory_stats": always(None),
+        "mem_get_info": always((PROPERTIES.total_memory, PROPERTIES.total_memory)),
+        "manual_seed": always(None),
+        "manual_seed_all": always(None),
+        "current_stream": lambda *args, **kwargs: _Stream(),
+        "default_stream": lambda *args, **kwargs: _Stream(),
+        "stream": _null_context,
+        "device": _null_context,
+        "device_of": _null_context,
+        "Stream": _Stream,
+        "Event": _Event,
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)

@@ -1,0 +1,219 @@
+"""The parent's side: keeps one child alive for a target, and turns whatever happens to it into an outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fuzzrope.case import Case
+from fuzzrope.run import wire
+from fuzzrope.outcome import Outcome, ReplyError, from_reply
+from fuzzrope.targets import Target
+
+START_SECONDS = 120.0
+LOAD_SECONDS = 60.0
+
+#: Environment that a child may see; the rest, tokens included, stays with the parent.
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_HOME")
+KEPT += ("CUDA_VISIBLE_DEVICES", "TRITON_CACHE_DIR", "CC", "CUDA_PATH")
+
+
+class RunnerError(Exception):
+    """The machinery itself failed: no target is to blame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one child may use.
+
+    Attributes:
+        seconds: deadline of one case.
+        resident: bytes of memory in use; beyond it the child is killed.
+        address_space: bytes of memory asked for; large, because inputs are mapped lazily.
+        file_size: bytes of any one file written.
+    """
+
+    seconds: float = 10.0
+    resident: int = 4 * 2**30
+    address_space: int = 128 * 2**30
+    file_size: int = 2**30
+
+
+class _TooLarge(Exception):
+    """The child's resident memory passed the limit."""
+
+
+class Runner:
+    """Runs cases of one target in a disposable child; use as a context manager.
+
+    ``run`` never raises for anything the target does. Raises :class:`RunnerError` if no child can be
+    started at all.
+    """
+
+    def __init__(self, target: Target, device: str = "cpu", limits: Limits | None = None) -> None:
+        self.target, self.device, self.limits = target, device, limits or Limits()
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._child: tuple[int, socket.socket] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.restarts = 0
+
+    def __enter__(self) -> Runner:
+        self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fuzzrope-")
+        ours, theirs = socket.socketpair()
+        environment = {key: os.environ[key] for key in KEPT if key in os.environ}
+        root = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+        environment |= {"TMPDIR": self._folder.name, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        if self.device == "cpu":
+            environment["TRITON_INTERPRET"] = "1"
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        # A target may print without end: its output goes nowhere, ours to a file that is read on failure.
+        log = Path(self._folder.name, "zygote.log").open("wb")
+        self._zygote = subprocess.Popen(
+            [sys.executable, "-m", "fuzzrope.run.zygote", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        theirs.close()
+        self._control = ours
+        try:
+            wire.receive(ours, time.monotonic() + START_SECONDS)
+        except (wire.Closed, wire.Late, wire.WireError) as error:
+            text = Path(self._folder.name, "zygote.log").read_text(errors="replace").strip()[-2000:]
+            self.close()
+            raise RunnerError(f"the child process could not be started: {text or type(error).__name__}") from error
+
+    def close(self) -> None:
+        """End every process of this runner."""
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child[0], signal.SIGKILL)
+            self._child[1].close()
+            self._child = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._zygote is not None:
+            self._zygote.kill()
+            self._zygote.wait()
+            self._zygote = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _ask(self, message: dict[str, Any]) -> socket.socket:
+        assert self._control is not None
+        try:
+            wire.send(self._control, message)
+        except (wire.Closed, OSError) as error:
+            raise RunnerError("the zygote process is gone") from error
+        return self._control
+
+    def _spawn(self) -> tuple[int, socket.socket]:
+        limits = {"address_space": self._address_space(), "file_size": self.limits.file_size}
+        entry = os.path.abspath(self.target.entry) if self.target.is_file else self.target.entry
+        control = self._ask({"do": "spawn", "entry": entry, "device": self.device, "limits": limits})
+        control.settimeout(START_SECONDS)
+        data, descriptors, _, _ = socket.recv_fds(control, 100, 1)
+        if not descriptors:
+            raise RunnerError("the zygote process is gone")
+        self.restarts += 1
+        return int(data), socket.socket(fileno=descriptors[0])
+
+    def _address_space(self) -> int:
+        if self.device != "cpu":
+            return 0  # CUDA maps far more than it uses
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        return self.limits.address_space if hard == resource.RLIM_INFINITY else min(hard, self.limits.address_space)
+
+    def discard(self) -> tuple[int | None, bool]:
+        """End the child: its wait status, and whether it was alive and had to be killed."""
+        if self._child is None:
+            return None, False
+        pid, sock = self._child
+        self._child = None
+        sock.close()
+        reply, _ = wire.receive(self._ask({"do": "reap", "pid": pid}), time.monotonic() + START_SECONDS)
+        return int(reply["status"]), bool(reply["killed"])
+
+    def run(self, case: Case, seconds: float | None = None) -> Outcome:
+        """Run one case, with its own deadline if given; see :class:`fuzzrope.outcome.Outcome`.
+
+        An outcome whose ``phase`` is ``load`` says that the target could not even be imported.
+        """
+        if self._child is None:
+            self._child = self._spawn()
+            outcome = self._exchange(None, LOAD_SECONDS)
+            if outcome.status != "returned" or self._child is None:
+                return replace(outcome, phase="load")
+        return self._exchange(case, seconds or self.limits.seconds)
+
+    def _exchange(self, case: Case | None, seconds: float) -> Outcome:
+        assert self._child is not None
+        pid, sock = self._child
+        started = time.monotonic()
+        try:
+            if case is not None:
+                wire.send(sock, {"case": case.to_json()})
+            header, blobs = wire.receive(sock, started + seconds, lambda: self._watch(pid))
+            outcome = from_reply(header, blobs)
+        except wire.Late:
+            self.discard()
+            return Outcome("timeout", f"no answer within {seconds:g} s", seconds=time.monotonic() - started)
+        except _TooLarge:
+            self.discard()
+            return Outcome("oom", f"more than {self.limits.resident / 2**30:g} GiB in use")
+        except wire.Closed:
+            return self._post_mortem()
+        except (wire.WireError, ReplyError) as error:
+            self.discard()
+            return Outcome("tampered", f"the reply is malformed: {error}")
+        if outcome.status in ("oom", "tampered") or outcome.tampered:
+            self.discard()
+        return outcome
+
+    def _watch(self, pid: int) -> None:
+        """While waiting: notice a child that is too large, or dead with its socket still held open."""
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            raise wire.Closed from None
+        if fields[0] in "ZX":
+            raise wire.Closed
+        if self.device == "cpu" and int(fields[21]) * resource.getpagesize() > self.limits.resident:
+            raise _TooLarge
+
+    def _post_mortem(self) -> Outcome:
+        status, killed = self.discard()
+        if killed or status is None:
+            return Outcome("tampered", "it closed the connection to the judge")
+        if os.WIFSIGNALED(status):
+            name = signal.Signals(os.WTERMSIG(status)).name
+            return Outcome("died", name)
+        return Outcome("tampered", f"it ended its process with exit code {os.WEXITSTATUS(status)}")

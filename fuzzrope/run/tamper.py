@@ -1,0 +1,80 @@
+"""What a target must leave as it found it: the functions and settings that checkers and runtimes rely on."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import os
+import random
+import sys
+import time
+import types
+from typing import Any
+
+import numpy
+import torch
+import torch.nn.functional
+import torch.testing
+import triton
+import triton.testing
+
+_WATCHED: tuple[tuple[str, Any], ...] = (
+    ("torch", torch),
+    ("torch.Tensor", torch.Tensor),
+    ("torch.nn.Module", torch.nn.Module),
+    ("torch.nn.functional", torch.nn.functional),
+    ("torch.testing", torch.testing),
+    ("torch.cuda", torch.cuda),
+    ("triton", triton),
+    ("triton.testing", triton.testing),
+    ("numpy", numpy),
+    ("numpy.testing", numpy.testing),
+    ("builtins", builtins),
+    ("math", math),
+    ("time", time),
+    ("random", random),
+    ("os", os),
+    ("sys", sys),
+)
+_CALLABLE = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.GetSetDescriptorType)
+_CALLABLE += (types.WrapperDescriptorType, type)
+#: Python itself rebinds these.
+_IGNORED = {"builtins._", "sys.stdout", "sys.stderr", "sys.stdin", "sys.excepthook", "sys.displayhook"}
+
+
+def _settings() -> dict[str, Any]:
+    """Global settings of torch that change what the same code computes."""
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "gradient mode": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "flush denormal": float(torch.tensor(1e-40) * 1.0) == 0.0,
+        "number of threads": torch.get_num_threads(),
+        "recursion limit": sys.getrecursionlimit(),
+        "working directory": os.getcwd(),
+        "torch function modes": torch._C._len_torch_function_stack(),
+    }
+
+
+class Seal:
+    """A picture of the process, and what changed since."""
+
+    def __init__(self) -> None:
+        self._functions = {
+            f"{name}.{key}": (owner, key, value)
+            for name, owner in _WATCHED
+            for key, value in list(vars(owner).items())
+            if isinstance(value, _CALLABLE) and f"{name}.{key}" not in _IGNORED
+        }
+        self._settings = _settings()
+
+    def broken(self) -> list[str]:
+        """Names of what is not as it was, at most ten."""
+        changed = [
+            name
+            for name, (owner, key, value) in self._functions.items()
+            if vars(owner).get(key) is not value
+        ]
+        changed += [name for name, value in _settings().items() if self._settings[name] != value]
+        return changed[:10]

@@ -1,0 +1,91 @@
+"""The wire between parent and child: one JSON header and raw blobs a message, sizes checked before reading.
+
+What arrives from a child is data from a stranger: it is parsed as JSON and bytes, never unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+_PREFIX = struct.Struct("<4sII")
+_MAGIC = b"frp1"
+MAX_HEADER = 2**22
+MAX_BLOBS = 64
+MAX_BLOB = 2**28
+
+
+class WireError(Exception):
+    """The other side sent something that is no message."""
+
+
+class Closed(Exception):
+    """The other side is gone."""
+
+
+class Late(Exception):
+    """No whole message before the deadline."""
+
+
+def send(sock: socket.socket, header: dict[str, Any], blobs: list[bytes] | None = None) -> None:
+    """Send one message."""
+    blobs = blobs or []
+    text = json.dumps({**header, "blobs": [len(blob) for blob in blobs]}).encode()
+    try:
+        sock.sendall(_PREFIX.pack(_MAGIC, len(text), len(blobs)) + text)
+        for blob in blobs:
+            sock.sendall(blob)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise Closed from error
+
+
+def _read(sock: socket.socket, size: int, deadline: float | None, poll: Callable[[], None]) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        if deadline is not None:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise Late
+            sock.settimeout(min(remaining, 0.05))
+        else:
+            sock.settimeout(None)
+        try:
+            piece = sock.recv(min(size - len(data), 2**20))
+        except TimeoutError:
+            poll()
+            continue
+        except (ConnectionResetError, OSError) as error:
+            raise Closed from error
+        if not piece:
+            raise Closed
+        data += piece
+    return bytes(data)
+
+
+def receive(
+    sock: socket.socket, deadline: float | None = None, poll: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Receive one message; ``poll`` is called while waiting and may raise.
+
+    Raises:
+        Late: the deadline (``time.monotonic`` seconds) passed.
+        Closed: the other side hung up.
+        WireError: the bytes are no message, or one beyond the limits.
+    """
+    magic, size, count = _PREFIX.unpack(_read(sock, _PREFIX.size, deadline, poll))
+    if magic != _MAGIC or size > MAX_HEADER or count > MAX_BLOBS:
+        raise WireError("not a message")
+    try:
+        header = json.loads(_read(sock, size, deadline, poll))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"header is not JSON: {error}") from error
+    lengths = header.get("blobs") if isinstance(header, dict) else None
+    if not isinstance(lengths, list) or len(lengths) != count:
+        raise WireError("header does not list its blobs")
+    if not all(type(length) is int and 0 <= length <= MAX_BLOB for length in lengths):
+        raise WireError("a blob's size is out of range")
+    return header, [_read(sock, length, deadline, poll) for length in lengths]

@@ -1,0 +1,105 @@
+"""Names of implementations that can be judged, and what each promises. Nothing here imports a target.
+
+Adding one is adding one entry to ``REGISTERED``; a file is a target without being registered.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+LEVELS = ("values", "strict")
+
+
+class TargetError(ValueError):
+    """A name that is no target; the message says what would be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One implementation of an operation.
+
+    Attributes:
+        name: what the user types.
+        entry: ``module:attribute`` or the path of a file that defines ``ModelNew``.
+        operation: the contract it is judged by.
+        level: ``values`` (values, shapes, dtypes, memory) or ``strict`` (strides, aliasing, errors too).
+        exact: it promises bit-for-bit equality with eager PyTorch.
+        kernel: it promises to launch a Triton kernel; if not, ``no_launch`` is not judged.
+        summary: one line for ``fuzzrope list``.
+    """
+
+    name: str
+    entry: str
+    operation: str = "rope"
+    level: str = "values"
+    exact: bool = False
+    kernel: bool = True
+    summary: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the entry is the path of a file."""
+        return self.entry.endswith(".py")
+
+    @property
+    def folder(self) -> str:
+        """Name of the target's folder in the corpus."""
+        name = Path(self.name).stem if self.is_file else self.name
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "target"
+
+    def at(self, level: str | None) -> Target:
+        """The same target judged at another level; ``exact`` is part of the strict level."""
+        if level is None or level == self.level:
+            return self
+        return replace(self, level=level, exact=self.exact and level == "strict")
+
+
+def _specimen(name: str, summary: str) -> Target:
+    return Target(f"specimen:{name}", f"fuzzrope.specimens.{name.replace('-', '_')}:ModelNew", summary=summary)
+
+
+REGISTERED: tuple[Target, ...] = (
+    Target(
+        "kernels.ModelNew",
+        "kernels.ModelNew:ModelNew",
+        level="strict",
+        exact=True,
+        summary="our RoPE, the drop-in for the eager Model",
+    ),
+    Target(
+        "kernels.reference",
+        "kernels.reference:Model",
+        kernel=False,
+        summary="the eager PyTorch Model, judged like any other target",
+    ),
+    _specimen("unfused-baseline", "one program a row; allocates with empty_like and trusts the input's strides"),
+    _specimen("k-geometry", "addresses k with q's strides and heads"),
+    _specimen("ragged-tail", "no column mask: a ragged tile writes over its neighbour"),
+    _specimen("table-overread", "reads tables past their end where the value is masked away"),
+    _specimen("narrow-dtype", "computes in the storage dtype of x and returns it"),
+    _specimen("nan-swallower", "replaces NaN by zero on load"),
+    _specimen("in-place", "writes the rotation over its inputs"),
+    _specimen("size-one-stride", "uses the degenerate stride of a sequence of one"),
+    _specimen("boundary-row", "<= for < at the last row"),
+    _specimen("falls-back", "returns to PyTorch when strides are inconvenient"),
+)
+
+
+def names() -> list[str]:
+    """Every registered name."""
+    return [target.name for target in REGISTERED]
+
+
+def find(name: str) -> Target:
+    """The target of this name or path; raises :class:`TargetError` with one clear line."""
+    for target in REGISTERED:
+        if target.name == name:
+            return target
+    if name.endswith(".py") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise TargetError(f"{name}: no such file")
+        return Target(name, str(path))
+    raise TargetError(f"{name}: not a target; name a file.py, or one of {', '.join(names())}")

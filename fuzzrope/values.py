@@ -1,0 +1,115 @@
+"""Value recipes: numbers from a name and a seed, the same on every machine and NumPy version.
+
+Everything is derived from the raw words of a Philox bit generator (whose stream NumPy guarantees) by
+exact operations, so no library's sampling algorithm is part of a corpus file's meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fuzzrope.case import Values
+
+Array = np.ndarray
+
+
+class Floats:
+    """The limits of a dtype that recipes aim at."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        info = torch.finfo(dtype)
+        self.max = float(info.max)
+        self.min_exponent = int(np.log2(info.smallest_normal))
+        self.max_exponent = int(np.floor(np.log2(info.max)))
+        self.digits = round(-np.log2(info.eps))  # stored bits of the significand
+        self.smallest = float(np.ldexp(1.0, self.min_exponent - self.digits))
+
+
+def _uniform(words: Array) -> Array:
+    """Uniform in [0, 1) with 53 bits."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _sign(words: Array) -> Array:
+    return np.where(words & np.uint64(1), -1.0, 1.0)
+
+
+def _integer(words: Array, low: int, high: int) -> Array:
+    """Integers in [low, high]."""
+    return low + (words % np.uint64(high - low + 1)).astype(np.int64)
+
+
+def _normal(words: Array, more: Array, floats: Floats) -> Array:
+    """Bell-shaped with unit variance: the sum of four uniform 16-bit numbers, centred (Irwin-Hall)."""
+    total = sum(((words >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.float64) for shift in (0, 16, 32, 48))
+    return (total - 2 * 65535.0) * (1.7320508075688772 / 65536.0)
+
+
+def _wide(words: Array, more: Array, floats: Floats) -> Array:
+    """Every exponent of the dtype equally likely: products over- and underflow."""
+    exponent = _integer(more, floats.min_exponent, floats.max_exponent)
+    value = np.ldexp(1.0 + _uniform(words), exponent.astype(np.int32))
+    return _sign(words) * np.minimum(value, floats.max)
+
+
+def _tiny(words: Array, more: Array, floats: Floats) -> Array:
+    """Just above the smallest normal number: products underflow."""
+    exponent = floats.min_exponent + _integer(more, 0, 3)
+    return _sign(words) * np.ldexp(1.0 + _uniform(words), exponent.astype(np.int32))
+
+
+def _subnormal(words: Array, more: Array, floats: Floats) -> Array:
+    """Subnormal numbers, every bit length equally likely."""
+    bits = _integer(more, 1, floats.digits)
+    steps = np.floor(np.ldexp(_uniform(words), bits.astype(np.int32))) + 1.0
+    return _sign(words) * np.minimum(steps, 2.0**floats.digits - 1) * floats.smallest
+
+
+def _zeros(words: Array, more: Array, floats: Floats) -> Array:
+    """Zeros of both signs."""
+    return _sign(words) * 0.0
+
+
+def _powers(words: Array, more: Array, floats: Floats) -> Array:
+    """Powers of two near one: sums and products are exact, so nothing hides behind rounding."""
+    return _sign(words) * np.ldexp(1.0, _integer(more, -4, 4).astype(np.int32))
+
+
+def _sprinkled(special: Callable[[Array], Array]) -> Callable[[Array, Array, Floats], Array]:
+    def recipe(words: Array, more: Array, floats: Floats) -> Array:
+        return np.where(more & np.uint64(3) == 0, special(more >> np.uint64(2)), _normal(words, more, floats))
+
+    return recipe
+
+
+_RECIPES: dict[str, Callable[[Array, Array, Floats], Array]] = {
+    "normal": _normal,
+    "wide": _wide,
+    "tiny": _tiny,
+    "subnormal": _subnormal,
+    "zeros": _zeros,
+    "powers": _powers,
+    "infs": _sprinkled(lambda words: _sign(words) * np.inf),
+    "nans": _sprinkled(lambda words: np.full(words.shape, np.nan)),
+}
+
+
+def expand(values: Values, dtype: torch.dtype, count: int) -> torch.Tensor:
+    """The first ``count`` elements of a recipe as a tensor (count,) of ``dtype``, rounded to nearest even."""
+    if values.kind == "listed":
+        numbers = np.array(values.data, dtype=np.float64)
+    elif values.kind == "constant":
+        numbers = np.full(count, values.data[0], dtype=np.float64)
+    else:
+        raw = np.random.Philox(key=values.seed).random_raw(2 * count)
+        floats = Floats(dtype if dtype.is_floating_point else torch.float32)
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(_RECIPES[values.kind](raw[:count], raw[count:], floats))
+    if not dtype.is_floating_point:
+        numbers = np.clip(np.nan_to_num(numbers), -100, 100)
+    return torch.from_numpy(numbers).to(dtype)
+
+

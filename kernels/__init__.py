@@ -1,0 +1,12 @@
+"""RoPE kernels in Triton, and the modules that use them.
+
+``ModelNew`` is the drop-in replacement of the eager ``reference.Model``; ``rope`` is its function.
+``import kernels.ModelNew`` and ``from kernels import ModelNew`` both give the class.
+"""
+
+from kernels.ModelNew import ModelNew
+from kernels.rope import rope
+
+__version__ = "0.1.0"
+
+__all__ = ["ModelNew", "__version__", "rope"]
