@@ -102,7 +102,9 @@ class Memory:
         bands = (self.raw[:GUARD], self.raw[self.start + self.size :][: GUARD - width])
         if self.lazy:
             bands = (self.raw[:GUARD],)
-        return all(bool((band[: len(band) // width * width].reshape(-1, width) == self.pattern).all()) for band in bands)
+        return all(
+            bool((band[: len(band) // width * width].reshape(-1, width) == self.pattern).all()) for band in bands
+        )
 
 
 @dataclass(frozen=True)

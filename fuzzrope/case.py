@@ -192,8 +192,7 @@ class Fields:
     def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
         """A short list of integers in [low, high]."""
         return tuple(
-            _integer(value, f"{self.where}.{key}[{i}]", low, high)
-            for i, value in enumerate(self.items(key, MAX_DIMS))
+            _integer(value, f"{self.where}.{key}[{i}]", low, high) for i, value in enumerate(self.items(key, MAX_DIMS))
         )
 
     def scalar(self, key: str) -> Any:

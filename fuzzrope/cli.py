@@ -146,7 +146,9 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
 
 def environment(settings: Settings) -> dict[str, str]:
     """What a figure depends on, for reports."""
-    processor = torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
+    processor = (
+        torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
+    )
     return {**versions(), "device": settings.device, "engine": settings.engine, "processor": processor}
 
 
@@ -196,7 +198,9 @@ def replay_command(paths: tuple[Path, ...], device: str, engine: str) -> None:
             console.print(f"    expected and not shown: {bucket}", soft_wrap=True, markup=False)
         for finding in done.verdict.findings:
             if (finding.kind, finding.bucket) not in done.saved.expect:
-                console.print(f"    shown and not expected: {finding.bucket}: {finding.message}", soft_wrap=True, markup=False)
+                console.print(
+                    f"    shown and not expected: {finding.bucket}: {finding.message}", soft_wrap=True, markup=False
+                )
         console.print(f"  fuzzrope replay {done.path}", style="cyan", soft_wrap=True)
     console.print(f"{ran} cases replayed, {failed} not as expected, {len(items) - ran} not judged")
     sys.exit(EXIT_FINDINGS if failed else EXIT_PASS if ran else EXIT_NOTHING)
@@ -270,7 +274,9 @@ def show(path: Path) -> None:
         values = spec.values
         data = " ".join(f"{x:g}" for x in values.data[:8]) + (" …" if len(values.data) > 8 else "")
         recipe = f"{values.kind} {data}" if values.data else f"{values.kind}, seed {values.seed}"
-        table.add_row(name, spec.dtype, str(spec.shape), str(spec.strides), str(spec.offset), spec.storage, spec.device, recipe)
+        table.add_row(
+            name, spec.dtype, str(spec.shape), str(spec.strides), str(spec.offset), spec.storage, spec.device, recipe
+        )
     console.print(table)
     for kind, bucket in saved.expect:
         console.print(f"expects {bucket}: {KINDS[kind]}", markup=False, soft_wrap=True)

@@ -59,9 +59,7 @@ class Finding:
         }
 
 
-def finding(
-    kind: str, message: str, *, output: str = "", detail: str = "", magnitude: float | None = None
-) -> Finding:
+def finding(kind: str, message: str, *, output: str = "", detail: str = "", magnitude: float | None = None) -> Finding:
     """Make a finding; its bucket is ``kind[:output][:detail]``."""
     if kind not in KINDS:
         raise ValueError(f"unknown finding kind {kind!r}")

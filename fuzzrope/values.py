@@ -111,5 +111,3 @@ def expand(values: Values, dtype: torch.dtype, count: int) -> torch.Tensor:
     if not dtype.is_floating_point:
         numbers = np.clip(np.nan_to_num(numbers), -100, 100)
     return torch.from_numpy(numbers).to(dtype)
-
-

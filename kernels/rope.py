@@ -233,7 +233,5 @@ def rope(
     if plan.programs:
         # A lazily negated view keeps its sign outside its memory, where a kernel cannot see it.
         inputs = [x.resolve_neg() for x in (q, k, cos, sin)]
-        rope_kernel[(plan.programs,)](
-            *inputs, out_q, out_k, *plan.arguments, **plan.constants, enable_fp_fusion=False
-        )
+        rope_kernel[(plan.programs,)](*inputs, out_q, out_k, *plan.arguments, **plan.constants, enable_fp_fusion=False)
     return out_q, out_k, cos[:rows], sin[:rows]

@@ -56,5 +56,3 @@ def judge_inputs(case: Case, before: Built, outcome: Outcome, seen_stores: bool)
             message = f"memory around {storage} was written, at element {int(stray[0])} of its storage"
             found.append(finding("out_of_bounds", message, detail=f"around {storage}", magnitude=float(len(stray))))
     return found
-
-

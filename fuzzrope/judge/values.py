@@ -102,9 +102,7 @@ def compare(output: str, got: torch.Tensor, reference: torch.Tensor, envelope: E
     with np.errstate(all="ignore"):
         finite = np.isfinite(numbers)
         error = _error(np.where(finite, numbers, 0.0), envelope.exact)
-        allowed = np.where(
-            np.isnan(numbers), envelope.nan, np.where(numbers > 0, envelope.positive, envelope.negative)
-        )
+        allowed = np.where(np.isnan(numbers), envelope.nan, np.where(numbers > 0, envelope.positive, envelope.negative))
         fresh = fresh_elements(got)
         special = np.where(finite, ~envelope.finite, ~allowed) & ~fresh
         outside = finite & envelope.finite & (error > envelope.bound)

@@ -99,9 +99,7 @@ def _magnitude(value: Exact, exponent: np.ndarray) -> np.ndarray:
     return np.abs(high + low)
 
 
-def _envelope(
-    a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: Format, r: Format, o: Format
-) -> Envelope:
+def _envelope(a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: Format, r: Format, o: Format) -> Envelope:
     """What may come out of a*c - b*s with products in formats p and r and the result in o.
 
     Eager PyTorch rounds each product, then the difference, so with unit roundoffs u and half the smallest
@@ -116,8 +114,9 @@ def _envelope(
     """
     finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c) & np.isfinite(s)
     with np.errstate(all="ignore"):
-        ac, bs = product(*(np.where(np.isfinite(t), t, 0.0) for t in (a, c))), product(
-            *(np.where(np.isfinite(t), t, 0.0) for t in (b, s))
+        ac, bs = (
+            product(*(np.where(np.isfinite(t), t, 0.0) for t in (a, c))),
+            product(*(np.where(np.isfinite(t), t, 0.0) for t in (b, s))),
         )
         exact = difference(ac, bs)
         # Powers of two near the larger product: units in which nothing of interest over- or underflows.

@@ -119,7 +119,9 @@ class ConsoleReport:
         for dtype, e in sorted(done.errors.items()):
             ratio = "–" if e.rms_ratio is None else f"{e.rms_ratio:.3f}"
             errors.add_row(dtype, f"{e.count:,}", f"{e.over_bound:.3f}", f"{e.max_ulp:,} ulp", ratio, e.worst_case)
-        strata = Table(title="strata: the regions this campaign promised to visit", title_justify="left", title_style="")
+        strata = Table(
+            title="strata: the regions this campaign promised to visit", title_justify="left", title_style=""
+        )
         for heading in ("region", "reached", "left out"):
             strata.add_column(heading, justify="right" if heading == "reached" else "left")
         for row in self._strata_rows(run):
@@ -139,8 +141,7 @@ class ConsoleReport:
         for group, count in run.started.left_out.items():
             left[family(group)] = f"{count}: {run.started.reasons[group]}"
         return [
-            (name, f"{count - missed[name]}/{count}", escape(left.get(name, "")))
-            for name, count in declared.items()
+            (name, f"{count - missed[name]}/{count}", escape(left.get(name, ""))) for name, count in declared.items()
         ]
 
     def _closing(self, run: TargetRun) -> list[Text]:

@@ -96,5 +96,3 @@ def _row(event: Event) -> dict[str, Any]:
         row |= {"target": event.target.name, "examples": event.examples, "seconds": event.seconds}
         row |= {"missed": list(event.missed), "interrupted": event.interrupted}
     return row
-
-

@@ -77,9 +77,7 @@ class CudaFacade(TorchFunctionMode):
             return tensor.device
         return CPU if self.is_host(tensor) else CUDA
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         answer = _ANSWERS.get(func)
         if answer is not None:
@@ -92,8 +90,7 @@ class CudaFacade(TorchFunctionMode):
             if not all(host or t.dim() == 0 for host, t in zip(hosts, seen, strict=True)):
                 if not all(t.dim() == 0 for host, t in zip(hosts, seen, strict=True) if host):
                     raise RuntimeError(
-                        "Expected all tensors to be on the same device, but found at least two devices, "
-                        "cuda:0 and cpu!"
+                        "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
                     )
         result = func(*args, **kwargs)
         if hosts and all(hosts):

@@ -176,9 +176,7 @@ class Engine:
                     visit(f"{name}[{i}]", item)
             elif isinstance(value, torch.Tensor):
                 if self.is_host(value):
-                    raise ValueError(
-                        f"Pointer argument ({name}) cannot be accessed from Triton (cpu tensor?)"
-                    )
+                    raise ValueError(f"Pointer argument ({name}) cannot be accessed from Triton (cpu tensor?)")
                 views.append(View(name, value))
             elif hasattr(value, "base") and isinstance(value.base, torch.Tensor):
                 visit(name, value.base)

@@ -71,10 +71,6 @@ class Seal:
 
     def broken(self) -> list[str]:
         """Names of what is not as it was, at most ten."""
-        changed = [
-            name
-            for name, (owner, key, value) in self._functions.items()
-            if vars(owner).get(key) is not value
-        ]
+        changed = [name for name, (owner, key, value) in self._functions.items() if vars(owner).get(key) is not value]
         changed += [name for name, value in _settings().items() if self._settings[name] != value]
         return changed[:10]
