@@ -99,12 +99,10 @@ class Memory:
     def guards_intact(self) -> bool:
         """Whether nothing was written outside the storage."""
         width = self.itemsize
-        bands = (self.raw[:GUARD], self.raw[self.start + self.size :][: GUARD - width])
-        if self.lazy:
-            bands = (self.raw[:GUARD],)
-        return all(
-            bool((band[: len(band) // width * width].reshape(-1, width) == self.pattern).all()) for band in bands
-        )
+        before, behind = self.raw[:GUARD], self.raw[self.start + self.size :][: GUARD - width]
+        bands = (before,) if self.lazy else (before, behind)
+        rows = (band[: len(band) // width * width].reshape(-1, width) for band in bands)
+        return all(bool((row == self.pattern).all()) for row in rows)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _reproducible() -> Iterator[None]:
         providers.AVAILABLE_PROVIDERS["hypothesis"] = before
 
 
-class _New(Exception):
+class _NewBucketError(Exception):
     """A drawn case shows a bucket that is not known yet."""
 
 
@@ -176,19 +176,20 @@ class _Campaign:
         )
         pins = {"floats": floats, **pins}
         for attempt in range(10):
-            self._shrinking, self._spent, self._failure = None, 0, None
-            self._hypothesis(pins, examples, f"{self.settings.seed}/{label}/{attempt}")
-            if self._failure is None:
+            failure = self._hypothesis(pins, examples, f"{self.settings.seed}/{label}/{attempt}")
+            if failure is None:
                 return
-            case, _ = self._failure
-            self._shrinking = None
+            case, finding = failure
             verdict = self._execute(case)
             if not verdict.buckets - self.known:
-                self.known.add(self._failure[1].bucket)  # shown once, not again: keep what was saved
+                self.known.add(finding.bucket)  # shown once, not again: keep what was saved
             while verdict.buckets - self.known:
                 self._settle(case, verdict)
 
-    def _hypothesis(self, pins: Mapping[str, Any], examples: int, seed: str) -> None:
+    def _hypothesis(self, pins: Mapping[str, Any], examples: int, seed: str) -> tuple[Case, Finding] | None:
+        """One run of Hypothesis; the shrunk case of the first new bucket it came upon, if any."""
+        self._shrinking, self._spent, self._failure = None, 0, None
+
         @hypothesis.seed(seed)
         @hypothesis.settings(
             max_examples=examples,
@@ -206,12 +207,12 @@ class _Campaign:
             case = self.operation.draw(_silent(data), pins, self.blocks)
             # Hypothesis tells failures apart by where they are raised, so there is one such place.
             if self._fails(case):
-                raise _New
+                raise _NewBucketError
 
-        try:
+        with suppress(_NewBucketError):
             test()
-        except _New:
-            pass
+        self._shrinking = None
+        return self._failure
 
     def _fails(self, case: Case) -> bool:
         """Whether a drawn case shows something new; remembers it in ``_failure`` if so."""
@@ -234,7 +235,8 @@ class _Campaign:
         Only so many cases are run. One that was not tried before the allowance ran out counts as passing,
         each time it is asked, so that Hypothesis sees one consistent answer.
         """
-        assert self._shrinking is not None and self._failure is not None
+        assert self._shrinking is not None
+        assert self._failure is not None
         if case.id not in self._shrinking:
             fails = False
             if self._spent < self.settings.shrink_examples and self._left() > 0:
@@ -310,7 +312,7 @@ class _Campaign:
         def keep(candidate: Case) -> bool:
             nonlocal steps
             if self._left() < -self.settings.grace:
-                raise shrink.OutOfTime
+                raise shrink.OutOfTimeError
             steps += 1
             return finding.bucket in self._execute(candidate, hang).buckets
 
@@ -323,6 +325,7 @@ class _Campaign:
         found = {
             "seed": self.settings.seed,
             "device": self.settings.device,
+            "level": self.target.level,
             "versions": versions(),
             "date": datetime.date.today().isoformat(),
         }

@@ -215,7 +215,7 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
     import time
 
     ((_, saved),) = _load((path,))
-    kinds = dict((b, k) for k, b in saved.expect)
+    kinds = {b: k for k, b in saved.expect}
     if bucket is None:
         bucket = next((b for b, k in kinds.items() if path.name.startswith(k)), next(iter(kinds), None))
     if bucket is None or bucket not in kinds:
@@ -226,7 +226,7 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
 
         def keep(case: Any) -> bool:
             if time.monotonic() > until:
-                raise shrink.OutOfTime
+                raise shrink.OutOfTimeError
             return wanted in execute(runner, case, target, settings).buckets
 
         if not keep(saved.case):

@@ -56,7 +56,8 @@ class Outcome:
     """What a target did with a case.
 
     ``status`` is one of ``STATUSES``; ``detail`` says more (signal, exit code, limit). ``container`` names
-    the type of the returned object, ``phase`` is ``load`` or ``run``. ``after`` maps a storage to the bytes of its spans after the run.
+    the type of the returned object, ``phase`` is ``load`` or ``run``. ``after`` maps a storage to the bytes
+    of its spans after the run.
     """
 
     status: str
@@ -131,7 +132,7 @@ def _from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
         outputs=tuple(outputs),
         raised=None if raised is None else Raised(*(_text(raised[key]) for key in ("type", "message", "where"))),
         accesses=tuple(
-            Access(*(_text(a[key]) for key in ("what", "kernel", "line", "message")), lanes=int(a["lanes"]))
+            Access(_text(a["what"]), _text(a["kernel"]), _text(a["line"]), _text(a["message"]), int(a["lanes"]))
             for a in _list(header["accesses"])
         ),
         launches=tuple(

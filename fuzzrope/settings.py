@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fuzzrope.run.runner import Limits
 
@@ -32,7 +32,7 @@ class Settings:
     engine: str = "interpret"
     level: str | None = None
     shard: tuple[int, int] = (0, 1)
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
     def with_changes(self, **changes: object) -> Settings:
         """These settings with some replaced; a change to None keeps what is there."""

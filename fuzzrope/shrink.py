@@ -26,7 +26,7 @@ Propose = Callable[[Case], list[Case]]
 Write = Callable[[TensorSpec, int], TensorSpec]
 
 
-class OutOfTime(Exception):
+class OutOfTimeError(Exception):
     """Raised by ``keep`` to end minimizing early."""
 
 
@@ -44,7 +44,7 @@ def minimize(case: Case, keep: Keep, simpler: Propose) -> tuple[Case, bool]:
             search.step(_plainer_numbers)
             _reach_minimum(search, simpler)
         return search.best, True
-    except OutOfTime:
+    except OutOfTimeError:
         return search.best, False
 
 

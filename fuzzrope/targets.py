@@ -84,6 +84,14 @@ REGISTERED: tuple[Target, ...] = (
     _specimen("size-one-stride", "uses the degenerate stride of a sequence of one"),
     _specimen("boundary-row", "<= for < at the last row"),
     _specimen("falls-back", "returns to PyTorch when strides are inconvenient"),
+    _specimen("table-scribbler", "changes cos after using it"),
+    _specimen("extra-heads", "leaves heads of k beyond q's unrotated"),
+    _specimen("narrow-index", "multiplies batch and stride in 32 bits"),
+    Target(
+        "specimen:tiled",
+        "fuzzrope.specimens.tiled:ModelNew",
+        summary="no flaw: the correct kernel that the specimens depart from",
+    ),
 )
 
 

@@ -44,7 +44,9 @@ def _integer(words: Array, low: int, high: int) -> Array:
 
 def _normal(words: Array, more: Array, floats: Floats) -> Array:
     """Bell-shaped with unit variance: the sum of four uniform 16-bit numbers, centred (Irwin-Hall)."""
-    total = sum(((words >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.float64) for shift in (0, 16, 32, 48))
+    total: Array = sum(  # type: ignore[assignment]  # four arrays, never the int 0
+        ((words >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.float64) for shift in (0, 16, 32, 48)
+    )
     return (total - 2 * 65535.0) * (1.7320508075688772 / 65536.0)
 
 

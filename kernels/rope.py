@@ -136,9 +136,10 @@ def _result(x: Meta, cos: View, sin: View, dtypes: tuple[torch.dtype, torch.dtyp
         elementwise(elementwise(first, c), elementwise(second, s)),
         elementwise(elementwise(second, c), elementwise(first, s)),
     ]
-    shape, strides = concatenated(parts)
+    joined = concatenated(parts)
     order = (0, 2, 1, 3)
-    return Meta(tuple(shape[i] for i in order), tuple(strides[i] for i in order), torch.promote_types(*dtypes))
+    shape, strides = (tuple(numbers[i] for i in order) for numbers in joined)
+    return Meta(shape, strides, torch.promote_types(*dtypes))
 
 
 @lru_cache(maxsize=1024)
@@ -173,7 +174,8 @@ def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
     for out in outs:
         strides += [*out.strides, out.shape[3] // 2 * out.strides[3]]
     # Masked lanes reach up to a tile past the last row and column: their addresses must not wrap either.
-    reach = max(extent(x.shape, x.strides) for x in (q, k, c, s, *outs))
+    views = [(x.shape, x.strides) for x in (q, k, *outs)] + [(t.shape, t.strides) for t in (c, s)]
+    reach = max(extent(shape, steps) for shape, steps in views)
     wide = reach + (tile.rows + tile.columns) * max(strides) > INT32_MAX
     constants |= {"WIDE": wide, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns}
     return Plan(outs[0], outs[1], sum(programs), (programs[0], *sizes, *strides), constants)
@@ -206,8 +208,9 @@ def rope(
     Args:
         q: (B, Hq, S, D), float16, bfloat16, float32 or float64, D even, any strides and storage offset.
         k: (Bk, Hk, S, D), likewise; its batch, heads and dtype are its own.
-        cos, sin: (R, D/2) tables of any values. They are cut to q's S rows, then broadcast against each
-            half as PyTorch does, both ways.
+        cos: (R, D/2), a table of any values. Tables are cut to q's S rows, then broadcast against each half
+            as PyTorch does, both ways.
+        sin: (R, D/2), likewise; its shape and dtype are its own.
 
     Returns:
         q and k rotated, in fresh memory with the shape, promoted dtype and strides of

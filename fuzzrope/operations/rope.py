@@ -22,8 +22,8 @@ class Rope:
     """Rotary position embedding of a query and a key."""
 
     name = "rope"
-    inputs = ("q", "k", "cos", "sin")
-    outputs = ("q", "k", "cos", "sin")
+    inputs: tuple[str, ...] = ("q", "k", "cos", "sin")
+    outputs: tuple[str, ...] = ("q", "k", "cos", "sin")
     views: Mapping[str, str] = {"cos": "cos", "sin": "sin"}
 
     def rejects(self, case: Case) -> str | None:
@@ -63,8 +63,8 @@ class Rope:
         c, s = (t[:length].to(torch.float64).numpy() for t in (cos, sin))
         first = np.broadcast_arrays(x1, c, x2, s)
         second = np.broadcast_arrays(x2, c, x1, -s)
-        operands = [np.concatenate(pair, axis=-1).reshape(-1) for pair in zip(first, second, strict=True)]
-        return _envelope(*operands, *formats)
+        a, c, b, s = (np.concatenate(pair, axis=-1).reshape(-1) for pair in zip(first, second, strict=True))
+        return _envelope(a, c, b, s, *formats)
 
     def probes(self) -> tuple[Case, ...]:
         """The benchmark's own shape, and a larger one that shows a tile."""

@@ -54,7 +54,7 @@ def probes() -> tuple[Case, ...]:
 
 
 def _plain(batch: int, heads: int, seq: int, width: int) -> Case:
-    shapes = {"q": (batch, heads, seq, width), "k": (batch, heads, seq, width)}
+    shapes: dict[str, tuple[int, ...]] = {"q": (batch, heads, seq, width), "k": (batch, heads, seq, width)}
     shapes |= {"cos": (seq, width // 2), "sin": (seq, width // 2)}
     specs = [
         (name, TensorSpec("float32", shape, dense(shape), 0, name, Values("normal", seed)))
@@ -399,7 +399,7 @@ def simpler(case: Case) -> list[Case]:
         for new in sorted({0, 1, size // 2, size - 1}):
             if not 0 <= new < size:
                 continue
-            changed = {}
+            changed: dict[str, TensorSpec] = {}
             for name, d, per in members:
                 spec = changed.get(name, case[name])
                 if spec.shape[d] >= size * per and len(spec.shape) > d:

@@ -42,7 +42,7 @@ def serve(sock: socket.socket, entry: str, device: str) -> None:
     """Load the target, say how that went, then answer cases until the parent hangs up."""
     warnings.simplefilter("ignore")
     runner = _Runner(entry, device)
-    with contextlib.suppress(wire.Closed):
+    with contextlib.suppress(wire.ClosedError):
         wire.send(sock, *runner.load())
         while True:
             header, _ = wire.receive(sock)

@@ -47,6 +47,12 @@ def tensors_in(value: Any) -> Iterable[torch.Tensor]:
             yield from tensors_in(item)
 
 
+def _mixes(tensors: list[torch.Tensor], hosts: list[bool]) -> bool:
+    """Whether host and CUDA tensors meet; a host tensor without dimensions may meet anything."""
+    host = any(is_host and tensor.dim() for tensor, is_host in zip(tensors, hosts, strict=True))
+    return host and not all(hosts)
+
+
 class CudaFacade(TorchFunctionMode):
     """Presents tensors in ordinary memory as CUDA tensors; see the module."""
 
@@ -86,12 +92,10 @@ class CudaFacade(TorchFunctionMode):
             return self._create(func, args, kwargs)
         seen = [t for t in tensors_in((args, kwargs)) if t.device.type == "cpu"]
         hosts = [self.is_host(t) for t in seen]
-        if func not in _MIXED_ALLOWED and any(hosts):
-            if not all(host or t.dim() == 0 for host, t in zip(hosts, seen, strict=True)):
-                if not all(t.dim() == 0 for host, t in zip(hosts, seen, strict=True) if host):
-                    raise RuntimeError(
-                        "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
-                    )
+        if func not in _MIXED_ALLOWED and _mixes(seen, hosts):
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+            )
         result = func(*args, **kwargs)
         if hosts and all(hosts):
             for tensor in tensors_in(result):
@@ -198,10 +202,9 @@ def _is_pinned(facade: CudaFacade, *args: Any, **kwargs: Any) -> bool:
     return False
 
 
+_PROPERTIES: dict[str, Callable[..., Any]] = {"is_cuda": _is_cuda, "is_cpu": _is_cpu, "device": _device}
 _ANSWERS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.is_cuda.__get__: _is_cuda,
-    torch.Tensor.is_cpu.__get__: _is_cpu,
-    torch.Tensor.device.__get__: _device,
+    **{vars(torch._C.TensorBase)[name].__get__: answer for name, answer in _PROPERTIES.items()},
     torch.Tensor.get_device: _get_device,
     torch.Tensor.cpu: _cpu,
     torch.Tensor.cuda: _cuda,

@@ -16,6 +16,7 @@ import inspect
 import linecache
 import os
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ class Unsupported(BaseException):
     """The engine cannot run this; it says nothing about the target. Not for targets to catch."""
 
 
-class LaunchRefused(RuntimeError):
+class LaunchRefusedError(RuntimeError):
     """What the driver would say to this launch."""
 
 
@@ -100,7 +101,7 @@ class Engine:
             with torch._C.DisableTorchFunction():
                 self._launch(this, args, kwargs)
 
-        executor.__call__ = call  # type: ignore[method-assign]  # the executor has no other seam
+        executor.__call__ = call
         builder = interpreter.InterpreterBuilder
         load, store = builder.create_masked_load, builder.create_masked_store
         cas, rmw = builder.create_atomic_cas, builder.create_atomic_rmw
@@ -120,10 +121,10 @@ class Engine:
                 raise RuntimeError("an atomic operation left the memory of the launch")
             return cas(this, ptr, *rest)
 
-        builder.create_masked_load = masked_load  # type: ignore[method-assign]  # as above
-        builder.create_masked_store = masked_store  # type: ignore[method-assign]  # as above
-        builder.create_atomic_rmw = atomic_rmw  # type: ignore[method-assign]  # as above
-        builder.create_atomic_cas = atomic_cas  # type: ignore[method-assign]  # as above
+        builder.create_masked_load = masked_load
+        builder.create_masked_store = masked_store
+        builder.create_atomic_rmw = atomic_rmw
+        builder.create_atomic_cas = atomic_cas
 
     def _launch(self, this: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """``GridExecutor.__call__`` without its copies of every storage to the host and back."""
@@ -145,7 +146,7 @@ class Engine:
         full = grid + (1,) * (3 - len(grid))
         if len(full) > 3 or any(not 0 <= n <= most for n, most in zip(full, MAX_GRID, strict=False)):
             self._record("launch", f"grid {grid} is beyond the hardware's {MAX_GRID}", 1, this.fn.__name__)
-            raise LaunchRefused("Triton Error [CUDA]: invalid argument")
+            raise LaunchRefusedError("Triton Error [CUDA]: invalid argument")
         programs = full[0] * full[1] * full[2]
         if programs > MAX_PROGRAMS:
             raise Unsupported(f"{programs} programs are too many for the interpreter ({MAX_PROGRAMS})")
@@ -231,11 +232,11 @@ class Engine:
 
 def _source_line() -> str:
     """``file:line: text`` of the innermost frame that is neither Triton's nor ours."""
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_SKIP) and not name.startswith("<"):
             text = linecache.getline(name, frame.f_lineno).strip()
             return f"{os.path.basename(name)}:{frame.f_lineno}: {text}"
-        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+        frame = frame.f_back
     return "?"

@@ -25,15 +25,17 @@ def load(entry: str) -> Callable[..., Any]:
         module = importlib.import_module(path)
     made = getattr(module, name)
     if isinstance(made, type):
-        arguments = getattr(module, "get_init_inputs", list)()
+        arguments: list[Any] = getattr(module, "get_init_inputs", list)()
         made = made(*arguments)
-    return made
+    loaded: Callable[..., Any] = made
+    return loaded
 
 
 def _from_file(path: str) -> Any:
     name = "candidate_" + "".join(c if c.isalnum() else "_" for c in os.path.basename(path)[:-3])
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))

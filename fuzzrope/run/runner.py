@@ -17,15 +17,15 @@ from types import TracebackType
 from typing import Any
 
 from fuzzrope.case import Case
-from fuzzrope.run import wire
 from fuzzrope.outcome import Outcome, ReplyError, from_reply
+from fuzzrope.run import wire
 from fuzzrope.targets import Target
 
 START_SECONDS = 120.0
 LOAD_SECONDS = 60.0
 
 #: Environment that a child may see; the rest, tokens included, stays with the parent.
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_HOME")
+KEPT: tuple[str, ...] = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_HOME")
 KEPT += ("CUDA_VISIBLE_DEVICES", "TRITON_CACHE_DIR", "CC", "CUDA_PATH")
 
 
@@ -50,7 +50,7 @@ class Limits:
     file_size: int = 2**30
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """The child's resident memory passed the limit."""
 
 
@@ -88,22 +88,21 @@ class Runner:
             environment["TRITON_INTERPRET"] = "1"
             environment["CUDA_VISIBLE_DEVICES"] = ""
         # A target may print without end: its output goes nowhere, ours to a file that is read on failure.
-        log = Path(self._folder.name, "zygote.log").open("wb")
-        self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "fuzzrope.run.zygote", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            start_new_session=True,
-        )
-        log.close()
+        with Path(self._folder.name, "zygote.log").open("wb") as log:
+            self._zygote = subprocess.Popen(
+                [sys.executable, "-m", "fuzzrope.run.zygote", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
         theirs.close()
         self._control = ours
         try:
             wire.receive(ours, time.monotonic() + START_SECONDS)
-        except (wire.Closed, wire.Late, wire.WireError) as error:
+        except (wire.ClosedError, wire.LateError, wire.WireError) as error:
             text = Path(self._folder.name, "zygote.log").read_text(errors="replace").strip()[-2000:]
             self.close()
             raise RunnerError(f"the child process could not be started: {text or type(error).__name__}") from error
@@ -130,7 +129,7 @@ class Runner:
         assert self._control is not None
         try:
             wire.send(self._control, message)
-        except (wire.Closed, OSError) as error:
+        except (wire.ClosedError, OSError) as error:
             raise RunnerError("the zygote process is gone") from error
         return self._control
 
@@ -182,13 +181,13 @@ class Runner:
                 wire.send(sock, {"case": case.to_json()})
             header, blobs = wire.receive(sock, started + seconds, lambda: self._watch(pid))
             outcome = from_reply(header, blobs)
-        except wire.Late:
+        except wire.LateError:
             self.discard()
             return Outcome("timeout", f"no answer within {seconds:g} s", seconds=time.monotonic() - started)
-        except _TooLarge:
+        except _TooLargeError:
             self.discard()
             return Outcome("oom", f"more than {self.limits.resident / 2**30:g} GiB in use")
-        except wire.Closed:
+        except wire.ClosedError:
             return self._post_mortem()
         except (wire.WireError, ReplyError) as error:
             self.discard()
@@ -203,11 +202,11 @@ class Runner:
             with open(f"/proc/{pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
         except OSError:
-            raise wire.Closed from None
+            raise wire.ClosedError from None
         if fields[0] in "ZX":
-            raise wire.Closed
+            raise wire.ClosedError
         if self.device == "cpu" and int(fields[21]) * resource.getpagesize() > self.limits.resident:
-            raise _TooLarge
+            raise _TooLargeError
 
     def _post_mortem(self) -> Outcome:
         status, killed = self.discard()

@@ -36,7 +36,12 @@ _WATCHED: tuple[tuple[str, Any], ...] = (
     ("os", os),
     ("sys", sys),
 )
-_CALLABLE = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.GetSetDescriptorType)
+_CALLABLE: tuple[type, ...] = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.GetSetDescriptorType,
+)
 _CALLABLE += (types.WrapperDescriptorType, type)
 #: Python itself rebinds these.
 _IGNORED = {"builtins._", "sys.stdout", "sys.stderr", "sys.stdin", "sys.excepthook", "sys.displayhook"}

@@ -23,11 +23,11 @@ class WireError(Exception):
     """The other side sent something that is no message."""
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The other side is gone."""
 
 
-class Late(Exception):
+class LateError(Exception):
     """No whole message before the deadline."""
 
 
@@ -40,7 +40,7 @@ def send(sock: socket.socket, header: dict[str, Any], blobs: list[bytes] | None 
         for blob in blobs:
             sock.sendall(blob)
     except (BrokenPipeError, ConnectionResetError) as error:
-        raise Closed from error
+        raise ClosedError from error
 
 
 def _read(sock: socket.socket, size: int, deadline: float | None, poll: Callable[[], None]) -> bytes:
@@ -49,7 +49,7 @@ def _read(sock: socket.socket, size: int, deadline: float | None, poll: Callable
         if deadline is not None:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise Late
+                raise LateError
             sock.settimeout(min(remaining, 0.05))
         else:
             sock.settimeout(None)
@@ -59,9 +59,9 @@ def _read(sock: socket.socket, size: int, deadline: float | None, poll: Callable
             poll()
             continue
         except (ConnectionResetError, OSError) as error:
-            raise Closed from error
+            raise ClosedError from error
         if not piece:
-            raise Closed
+            raise ClosedError
         data += piece
     return bytes(data)
 
@@ -72,8 +72,8 @@ def receive(
     """Receive one message; ``poll`` is called while waiting and may raise.
 
     Raises:
-        Late: the deadline (``time.monotonic`` seconds) passed.
-        Closed: the other side hung up.
+        LateError: the deadline (``time.monotonic`` seconds) passed.
+        ClosedError: the other side hung up.
         WireError: the bytes are no message, or one beyond the limits.
     """
     magic, size, count = _PREFIX.unpack(_read(sock, _PREFIX.size, deadline, poll))

@@ -77,7 +77,7 @@ def main() -> None:
     while True:
         try:
             header, _ = wire.receive(control)
-        except wire.Closed:
+        except wire.ClosedError:
             return
         if header["do"] == "spawn":
             _spawn(control, header)
