@@ -2,15 +2,13 @@
 
 The order of work is fixed by the seed alone. Rounds of Hypothesis run one after another: first the
 operation's probes, then every declared stratum not reached yet, then free rounds until the budget ends.
-A round stops at its first new bucket; Hypothesis shrinks it, :mod:`fuzzrope.shrink` takes it to a minimum,
-and from then on that bucket counts as known.
+A round stops at its first new bucket; Hypothesis shrinks it, :mod:`fuzzrope.notebook` has it minimized and
+kept, and from then on that bucket counts as known.
 """
 
 from __future__ import annotations
 
-import datetime
 import itertools
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import torch
-import triton
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
-import fuzzrope
-from fuzzrope import corpus, shrink
 from fuzzrope.case import Case
-from fuzzrope.events import Event, Example, Finished, Minimized, Seen, Started
+from fuzzrope.events import Event, Example, Finished, Started
 from fuzzrope.findings import Finding, worst
 from fuzzrope.judge import Errors, Verdict, judge
+from fuzzrope.notebook import Keeper, Notebook
 from fuzzrope.operations import OPERATIONS, Stratum
 from fuzzrope.run import Runner
 from fuzzrope.run.capability import cannot_run
@@ -38,20 +33,9 @@ from fuzzrope.targets import Target
 
 FREE_ROUND = 50  # examples of a round that aims at no stratum
 DEFAULT_BLOCKS = (16, 64)
-CONFIRM_SECONDS = 1.0  # least deadline while a hang is being minimized
+AFTER_A_HANG = 4.0  # deadline (s) once a target is known to hang
 
 Emit = Callable[[Event], None]
-
-
-def versions() -> dict[str, str]:
-    """What a figure or a finding depends on."""
-    return {
-        "fuzzrope": fuzzrope.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "hypothesis": hypothesis.__version__,
-    }
 
 
 class _PlainProvider(providers.HypothesisProvider):
@@ -96,6 +80,7 @@ def run_campaign(target: Target, settings: Settings, folder: Path | None, emit: 
             pass
         except KeyboardInterrupt:
             campaign.interrupted = True
+        campaign.notebook.give_up()
         finished = campaign.finished()
     emit(finished)
     return finished
@@ -110,14 +95,16 @@ class _Campaign:
         self.visits: Counter[str] = Counter()
         self.errors: dict[str, Errors] = {}
         self.skipped: Counter[str] = Counter()
-        self.known: set[str] = set()
         self.examples = self.executed = 0
         self.interrupted = False
         self.started = time.monotonic()
         self._shrinking: dict[str, bool] | None = None
         self._spent = 0
         self._failure: tuple[Case, Finding] | None = None
-        self._usual_seconds = 0.0
+        self._hangs = False
+        keeper = Keeper(target, settings, folder)
+        self.notebook = Notebook(keeper, self._execute, self._execute_afresh, self.operation.simpler, emit, self._left)
+        self.known = self.notebook.known
 
     # The order of work
 
@@ -131,15 +118,14 @@ class _Campaign:
             verdicts.append((case, judge(case, outcome, self.target)))
             if outcome.phase == "load" and outcome.status != "returned":
                 self._declare()
-                self._settle(case, verdicts[-1][1], minimize=False)
+                self.notebook.settle(case, verdicts[-1][1], minimize=False)
                 return
         blocks = tuple(sorted(n for n in observed if 8 <= n <= 1024 and n & (n - 1) == 0))
         self.blocks = blocks or DEFAULT_BLOCKS
         self._declare()
         for case, verdict in verdicts:
             self._count(case, verdict)
-            while verdict.buckets - self.known:
-                self._settle(case, verdict)
+            self.notebook.settle(case, verdict)
         for visit in range(self.settings.visits):
             for index, stratum in enumerate(self.strata):
                 if self._mine(index) and self.visits[stratum.name] <= visit:
@@ -181,10 +167,9 @@ class _Campaign:
                 return
             case, finding = failure
             verdict = self._execute(case)
-            if not verdict.buckets - self.known:
-                self.known.add(finding.bucket)  # shown once, not again: keep what was saved
-            while verdict.buckets - self.known:
-                self._settle(case, verdict)
+            if finding.bucket not in verdict.buckets:
+                self.notebook.give_up()
+            self.notebook.settle(case, verdict)
 
     def _hypothesis(self, pins: Mapping[str, Any], examples: int, seed: str) -> tuple[Case, Finding] | None:
         """One run of Hypothesis; the shrunk case of the first new bucket it came upon, if any."""
@@ -226,7 +211,9 @@ class _Campaign:
             return False
         self._failure = (case, worst(new))
         self._shrinking = {case.id: True}
-        self._save(case, verdict, worst(new), "found, not minimized")
+        # A hang costs its whole deadline each time it is shown again, so it is left to the minimizer.
+        self._spent = self.settings.shrink_examples if worst(new).kind == "timeout" else 0
+        self.notebook.note(case, verdict, worst(new))
         return True
 
     def _still_fails(self, case: Case) -> bool:
@@ -253,9 +240,16 @@ class _Campaign:
         reason = cannot_run(self.settings.device, self.settings.engine, tuple(s.dtype for _, s in case.tensors))
         if reason:
             return Verdict(skipped=reason)
+        if seconds is None and self._hangs:
+            seconds = AFTER_A_HANG
         outcome = self.runner.run(case, seconds)
-        self._usual_seconds = max(self._usual_seconds, outcome.seconds if outcome.status == "returned" else 0.0)
+        self._hangs |= outcome.status == "timeout"
         return judge(case, outcome, self.target)
+
+    def _execute_afresh(self, case: Case) -> Verdict:
+        """Run a case as the first of a new child, with the whole deadline."""
+        self.runner.discard()
+        return self._execute(case, self.settings.limits.seconds)
 
     def _count(self, case: Case, verdict: Verdict) -> None:
         self.examples += 1
@@ -280,59 +274,6 @@ class _Campaign:
         spent = self.examples >= self.settings.max_examples and self.examples > 0
         if spent or self._left() <= 0 or len(self.known) >= self.settings.max_findings:
             raise _Over
-
-    # Keeping what was found
-
-    def _settle(self, case: Case, verdict: Verdict, minimize: bool = True) -> None:
-        """Minimize and save the worst unknown finding of a case."""
-        finding = worst([f for f in verdict.findings if f.bucket not in self.known])
-        self.known.add(finding.bucket)
-        raw = self._save(case, verdict, finding, "found, not minimized")
-        self.emit(Seen(finding, case, raw))
-        if not minimize:
-            self.emit(Minimized(finding, case, raw, complete=True, steps=0))
-            return
-        smallest, complete, steps = self._minimize(case, finding)
-        self.runner.discard()
-        final = self._execute(smallest)
-        again = next((f for f in final.findings if f.bucket == finding.bucket), None)
-        if again is None:
-            self.emit(Minimized(finding, case, raw, complete=False, steps=steps))
-            return
-        path = self._save(smallest, final, again, "" if complete else "minimizing ran out of time")
-        if raw is not None and raw != path:
-            raw.unlink(missing_ok=True)
-        self.emit(Minimized(again, smallest, path, complete, steps))
-
-    def _minimize(self, case: Case, finding: Finding) -> tuple[Case, bool, int]:
-        steps = 0
-        # A hang costs its whole deadline at every step that keeps it, so it gets a shorter one.
-        hang = max(CONFIRM_SECONDS, 10 * self._usual_seconds) if finding.kind == "timeout" else None
-
-        def keep(candidate: Case) -> bool:
-            nonlocal steps
-            if self._left() < -self.settings.grace:
-                raise shrink.OutOfTimeError
-            steps += 1
-            return finding.bucket in self._execute(candidate, hang).buckets
-
-        smallest, complete = shrink.minimize(case, keep, self.operation.simpler)
-        return smallest, complete, steps
-
-    def _save(self, case: Case, verdict: Verdict, finding: Finding, note: str) -> Path | None:
-        if self.folder is None:
-            return None
-        found = {
-            "seed": self.settings.seed,
-            "device": self.settings.device,
-            "level": self.target.level,
-            "versions": versions(),
-            "date": datetime.date.today().isoformat(),
-        }
-        expect = tuple(sorted({(f.kind, f.bucket) for f in verdict.findings}))
-        path = corpus.path_of(self.folder, self.target, finding.kind, case)
-        corpus.save(path, corpus.Saved(self.target.name, case, expect, found, note))
-        return path
 
     def finished(self) -> Finished:
         """The summary of what was done."""

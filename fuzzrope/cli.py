@@ -19,7 +19,7 @@ from rich.table import Table
 import fuzzrope
 from fuzzrope import corpus as corpus_files
 from fuzzrope import shrink
-from fuzzrope.campaign import run_campaign, versions
+from fuzzrope.campaign import run_campaign
 from fuzzrope.corpus import CorpusError, Saved
 from fuzzrope.events import Event
 from fuzzrope.findings import KINDS
@@ -40,6 +40,7 @@ from fuzzrope.report.summary import (
 from fuzzrope.run import Runner, RunnerError
 from fuzzrope.settings import PROFILES, Settings
 from fuzzrope.targets import LEVELS, REGISTERED, TargetError, find
+from fuzzrope.versions import versions
 
 CORPUS = Path("corpus")
 DEVICES = ("cpu", "cuda", "auto")

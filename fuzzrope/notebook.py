@@ -1,0 +1,124 @@
+"""Keeping what a campaign finds: saved the moment it is seen, minimized, and saved again in place.
+
+So a kill at any moment loses no finding, and what stays in the corpus is the smallest case of each bucket.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+from fuzzrope import corpus, shrink
+from fuzzrope.case import Case
+from fuzzrope.events import Event, Minimized, Seen
+from fuzzrope.findings import Finding, worst
+from fuzzrope.judge import Verdict
+from fuzzrope.settings import Settings
+from fuzzrope.targets import Target
+from fuzzrope.versions import versions
+
+HANG_SECONDS = 1.0  # deadline of one step while a hang is being minimized; the result is run at the full one
+
+Execute = Callable[[Case, float | None], Verdict]
+
+
+class Keeper:
+    """Saves the cases of one campaign, and knows which of the files are its own."""
+
+    def __init__(self, target: Target, settings: Settings, folder: Path | None) -> None:
+        self.target, self.settings, self.folder = target, settings, folder
+        self._own: set[Path] = set()
+
+    def save(self, case: Case, verdict: Verdict, finding: Finding, note: str) -> Path | None:
+        """Save a case under its finding; None where nothing is to be kept."""
+        if self.folder is None:
+            return None
+        found = {
+            "seed": self.settings.seed,
+            "device": self.settings.device,
+            "level": self.target.level,
+            "versions": versions(),
+            "date": datetime.date.today().isoformat(),
+        }
+        expect = tuple(sorted({(f.kind, f.bucket) for f in verdict.findings}))
+        path = corpus.path_of(self.folder, self.target, finding.kind, case)
+        if not path.exists():
+            self._own.add(path)
+        corpus.save(path, corpus.Saved(self.target.name, case, expect, found, note))
+        return path
+
+    def drop(self, path: Path | None) -> None:
+        """Remove a file of this campaign; one that was there before stays."""
+        if path in self._own:
+            path.unlink(missing_ok=True)
+            self._own.discard(path)
+
+
+class Notebook:
+    """The buckets a campaign knows, and the one it is working on."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        execute: Execute,
+        confirm: Callable[[Case], Verdict],
+        simpler: shrink.Propose,
+        emit: Callable[[Event], None],
+        left: Callable[[], float],
+    ) -> None:
+        self.known: set[str] = set()
+        self._keeper, self._execute, self._confirm, self._simpler = keeper, execute, confirm, simpler
+        self._emit, self._left = emit, left
+        self._open: tuple[Finding, Case, Path | None] | None = None
+
+    def note(self, case: Case, verdict: Verdict, finding: Finding) -> None:
+        """Save a finding that is about to be shrunk."""
+        path = self._keeper.save(case, verdict, finding, "found, not minimized")
+        self._open = (finding, case, path)
+        self._emit(Seen(finding, case, path))
+
+    def give_up(self, complete: bool = False) -> None:
+        """Leave the finding in work as it was first saved; ``complete`` if there is nothing to minimize."""
+        if self._open is not None:
+            finding, case, path = self._open
+            self._open = None
+            self.known.add(finding.bucket)
+            self._emit(Minimized(finding, case, path, complete, steps=0))
+
+    def settle(self, case: Case, verdict: Verdict, minimize: bool = True) -> None:
+        """Minimize and save every unknown finding of a case, the worst first."""
+        while new := [f for f in verdict.findings if f.bucket not in self.known]:
+            if len(self.known) >= self._keeper.settings.max_findings:
+                return
+            finding = worst([f for f in new if self._open is not None and f.bucket == self._open[0].bucket] or new)
+            if self._open is None:
+                self.note(case, verdict, finding)
+            if minimize:
+                self._minimize(case, finding)
+            self.give_up(complete=not minimize)
+
+    def _minimize(self, case: Case, finding: Finding) -> None:
+        """Replace the finding in work by its smallest case, if that shows it in a fresh process."""
+        steps = 0
+
+        def keep(candidate: Case) -> bool:
+            nonlocal steps
+            if self._left() < -self._keeper.settings.grace:
+                raise shrink.OutOfTimeError
+            steps += 1
+            seconds = HANG_SECONDS if finding.kind == "timeout" else None
+            return finding.bucket in self._execute(candidate, seconds).buckets
+
+        smallest, complete = shrink.minimize(case, keep, self._simpler)
+        final = self._confirm(smallest)
+        again = next((f for f in final.findings if f.bucket == finding.bucket), None)
+        if again is None or self._open is None:
+            return
+        raw = self._open[2]
+        path = self._keeper.save(smallest, final, again, "" if complete else "minimizing ran out of time")
+        if raw != path:
+            self._keeper.drop(raw)
+        self._open = None
+        self.known.add(finding.bucket)
+        self._emit(Minimized(again, smallest, path, complete, steps))
