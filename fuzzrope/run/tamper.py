@@ -62,20 +62,36 @@ def _settings() -> dict[str, Any]:
     }
 
 
+def _namespace(owner: Any) -> dict[str, Any]:
+    """Names of a module, or of a class with all it inherits, so that an override shows too."""
+    if not isinstance(owner, type):
+        return vars(owner)
+    names: dict[str, Any] = {}
+    for base in reversed(owner.__mro__):
+        names.update(vars(base))
+    return names
+
+
 class Seal:
     """A picture of the process, and what changed since."""
 
     def __init__(self) -> None:
-        self._functions = {
-            f"{name}.{key}": (owner, key, value)
-            for name, owner in _WATCHED
-            for key, value in list(vars(owner).items())
+        self._functions = [(name, owner, self._callables(name, owner)) for name, owner in _WATCHED]
+        self._settings = _settings()
+
+    @staticmethod
+    def _callables(name: str, owner: Any) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in _namespace(owner).items()
             if isinstance(value, _CALLABLE) and f"{name}.{key}" not in _IGNORED
         }
-        self._settings = _settings()
 
     def broken(self) -> list[str]:
         """Names of what is not as it was, at most ten."""
-        changed = [name for name, (owner, key, value) in self._functions.items() if vars(owner).get(key) is not value]
+        changed = []
+        for name, owner, functions in self._functions:
+            now = _namespace(owner)
+            changed += [f"{name}.{key}" for key, value in functions.items() if now.get(key) is not value]
         changed += [name for name, value in _settings().items() if self._settings[name] != value]
         return changed[:10]

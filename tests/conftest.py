@@ -1,0 +1,57 @@
+"""What the tests share: cases by hand, and runners that live as long as a module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fuzzrope.case import Case, TensorSpec, Values
+from fuzzrope.geometry import dense
+from fuzzrope.run import Runner
+from fuzzrope.run.runner import Limits
+from fuzzrope.targets import Target, find
+
+HOSTILE = Path(__file__).parent / "hostile"
+
+
+def spec(name: str, shape: tuple[int, ...], dtype: str = "float32", **changes: object) -> TensorSpec:
+    """A contiguous tensor of its own storage with normal values."""
+    form = {"dtype": dtype, "shape": shape, "strides": dense(shape), "storage": name, "values": Values("normal", 1)}
+    return TensorSpec(**{**form, **changes})  # type: ignore[arg-type]
+
+
+def rope_case(
+    batch: int = 1, heads: int = 2, seq: int = 3, width: int = 4, dtype: str = "float32", **tensors: TensorSpec
+) -> Case:
+    """A plain case of ``rope``, with some tensors replaced."""
+    shapes = {"q": (batch, heads, seq, width), "k": (batch, heads, seq, width)}
+    shapes |= {"cos": (seq, width // 2), "sin": (seq, width // 2)}
+    specs = {
+        name: spec(name, shape, dtype, values=Values("normal", seed))
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    return Case("rope", tuple({**specs, **tensors}.items()))
+
+
+@pytest.fixture(scope="module")
+def runner_of() -> Iterator[Callable[..., Runner]]:
+    """Start runners by target, ended with the module."""
+    with contextlib.ExitStack() as stack:
+        started: dict[tuple[Target, Limits | None], Runner] = {}
+
+        def start(target: Target | str, limits: Limits | None = None) -> Runner:
+            target = find(target) if isinstance(target, str) else target
+            key = (target, limits)
+            if key not in started:
+                started[key] = stack.enter_context(Runner(target, "cpu", limits))
+            return started[key]
+
+        yield start
+
+
+def hostile(name: str) -> Target:
+    """A hostile candidate by the name of its file."""
+    return find(str(HOSTILE / f"{name}.py"))
