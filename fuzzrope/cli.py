@@ -38,6 +38,7 @@ from fuzzrope.report.summary import (
     Run,
 )
 from fuzzrope.run import Runner, RunnerError
+from fuzzrope.run.runner import Limits
 from fuzzrope.settings import PROFILES, Settings
 from fuzzrope.targets import LEVELS, REGISTERED, TargetError, find
 from fuzzrope.versions import versions
@@ -45,6 +46,7 @@ from fuzzrope.versions import versions
 CORPUS = Path("corpus")
 DEVICES = ("cpu", "cuda", "auto")
 ENGINES = ("ttir", "interpret")
+COMPILE_SECONDS = 60.0  # deadline of a case on a GPU, where a new variant is compiled first
 
 
 class Usage(click.ClickException):
@@ -122,6 +124,8 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
         engine=_engine(options["engine"]),
         shard=_shard(options["shard"]),
     )
+    if settings.device == "cuda":
+        settings = settings.with_changes(limits=Limits(seconds=COMPILE_SECONDS))
     chosen = [_target(name).at(settings.level) for name in targets or ("kernels.ModelNew",)]
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = options["reports"] / f"{stamp}-seed{seed}-{os.getpid()}"

@@ -32,19 +32,22 @@ FAMILIES = {
 }
 
 
+PLAIN_EVERY = 10.0  # seconds between lines of progress where there is no terminal
+
+
 def family(group: str) -> str:
     """The row of the table in which a group of strata is counted."""
     return FAMILIES.get(group.split()[0], group)
 
 
 class ConsoleReport:
-    """Renders events on a terminal; on anything else, plain lines without progress."""
+    """Renders events on a terminal; on anything else, a plain line now and then."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._run = Run()
         self._live: Live | None = None
-        self._since = time.monotonic()
+        self._since = self._last_line = time.monotonic()
         self._examples = self._reached = self._declared = 0
         self._doing = ""
 
@@ -64,6 +67,9 @@ class ConsoleReport:
             self._end()
         if self._live is not None:
             self._live.update(self._status())
+        elif isinstance(event, Example) and time.monotonic() - self._last_line > PLAIN_EVERY:
+            self._last_line = time.monotonic()
+            self.console.print(self._status(), style="dim")
 
     def _begin(self, event: Started) -> None:
         target = event.target
@@ -72,7 +78,7 @@ class ConsoleReport:
         self.console.print(head)
         self._examples = self._reached = 0
         self._declared = sum(event.declared.values())
-        self._since = time.monotonic()
+        self._since = self._last_line = time.monotonic()
         if self.console.is_terminal:
             self._live = Live(self._status(), console=self.console, refresh_per_second=8, transient=True)
             self._live.start()
