@@ -1,0 +1,123 @@
+"""A campaign keeps its promises: the same seed, the same cases; nothing lost when it is killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fuzzrope import corpus
+from fuzzrope.campaign import run_campaign
+from fuzzrope.events import Event, Example, Minimized, Started
+from fuzzrope.settings import Settings
+from fuzzrope.targets import find
+from tests.conftest import HOSTILE, hostile
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fuzzrope", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def case_ids(folder: Path) -> list[str]:
+    (log,) = folder.glob("reports/*/events.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return [row["case"] for row in rows if row["event"] == "example"]
+
+
+def test_the_same_seed_draws_the_same_cases_in_ci_and_in_other_directories(tmp_path):
+    folders = [tmp_path / name for name in ("one", "two", "three", "four")]
+    settings = ({}, {}, {"CI": "true"}, {"PYTHONHASHSEED": "7"})
+    for folder in folders:
+        folder.mkdir()
+        # Hypothesis would mix constants from local source files into what it draws.
+        (folder / "constants.py").write_text(f"X = {random.randrange(300)}\n")
+    arguments = ("fuzz", "kernels.reference", "--max-examples", "120")
+    for folder, environment, seed in zip(folders, settings, ("7", "7", "7", "8"), strict=True):
+        with command(*arguments, "--seed", seed, cwd=folder, **environment) as process:
+            process.wait(timeout=120)
+    ids = [case_ids(folder) for folder in folders]
+    assert len(ids[0]) == 120
+    assert ids[0] == ids[1] == ids[2]
+    assert ids[0] != ids[3]
+
+
+def test_kill_9_at_any_moment_leaves_a_corpus_that_loads(tmp_path):
+    target = str(HOSTILE / "exits.py")
+    moments = random.Random(1)
+    for attempt in range(4):
+        process = command("fuzz", target, "--seed", str(attempt), "--max-time", "30", cwd=tmp_path)
+        time.sleep(3.0 + 3.0 * moments.random())
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    saved = list(corpus.files([tmp_path / "corpus"]))
+    assert saved
+    for path in saved:
+        corpus.load(path)
+
+
+def test_ctrl_c_prints_the_summary_and_exits_2(tmp_path):
+    process = command("fuzz", str(HOSTILE / "exits.py"), "--seed", "1", "--max-time", "60", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("corpus/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "INTERRUPTED" in output.splitlines()[-1]
+    assert "fuzzrope replay" in output
+    assert list(tmp_path.glob("reports/*/report.json"))
+
+
+def collect(target, **changes) -> tuple[list[Event], object]:
+    events: list[Event] = []
+    settings = Settings(seed=3).with_changes(**changes)
+    return events, run_campaign(target, settings, None, events.append)
+
+
+def test_every_declared_stratum_is_reached_by_a_correct_target():
+    events, finished = collect(find("kernels.reference"), max_examples=1000, max_time=120.0)
+    assert finished.missed == ()
+    assert not any(isinstance(event, Minimized) for event in events)
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert sum(started.declared.values()) == len(finished.reached)
+    assert started.left_out["dtype mix"] == 4**4 - 3**4
+
+
+@pytest.mark.parametrize(("name", "fault"), [("exits", "tamper"), ("segfaults", "crash"), ("hoards", "oom")])
+def test_after_a_fatal_fault_an_ordinary_flaw_is_found_in_the_same_file(name, fault):
+    events, _ = collect(hostile(name), max_time=60.0, max_findings=4)
+    kinds = {event.finding.kind for event in events if isinstance(event, Minimized)}
+    assert {fault, "mismatch"} <= kinds
+
+
+def test_shards_share_the_rounds_without_overlap():
+    ids = []
+    for index in range(2):
+        events, _ = collect(find("kernels.reference"), max_examples=60, shard=(index, 2))
+        drawn = [event.case.id for event in events if isinstance(event, Example)]
+        ids.append(drawn[2:])  # the probes come first in every shard
+    assert not set(ids[0]) & set(ids[1])
+
+
+def test_a_target_that_cannot_be_imported_is_one_finding_and_ends_the_campaign(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise RuntimeError('no')\n")
+    events, finished = collect(find(str(broken)))
+    (found,) = (event for event in events if isinstance(event, Minimized))
+    assert found.finding.kind == "exception"
+    assert found.complete
+    assert finished.executed == 0

@@ -1,0 +1,82 @@
+"""The corpus is what it says, every specimen is caught, and the correct twin is not."""
+
+from pathlib import Path
+
+import pytest
+
+from fuzzrope import corpus
+from fuzzrope.campaign import run_campaign
+from fuzzrope.events import Event, Minimized
+from fuzzrope.findings import KINDS
+from fuzzrope.replaying import replay
+from fuzzrope.settings import Settings
+from fuzzrope.targets import REGISTERED, find
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+FOLDERS = sorted(folder.name for folder in CORPUS.iterdir())
+FLAWED = [t.name for t in REGISTERED if t.name.startswith("specimen:") and t.name != "specimen:tiled"]
+
+#: What a fair judge has to say about each specimen, at the least.
+FAIR = {
+    "specimen:unfused-baseline": {"out_of_bounds", "uninitialized", "dtype", "exception", "mismatch"},
+    "specimen:k-geometry": {"mismatch"},
+    "specimen:ragged-tail": {"out_of_bounds"},
+    "specimen:table-overread": {"out_of_bounds"},
+    "specimen:narrow-dtype": {"dtype"},
+    "specimen:nan-swallower": {"nonfinite"},
+    "specimen:in-place": {"mutation", "alias"},
+    "specimen:size-one-stride": {"mismatch"},
+    "specimen:boundary-row": {"out_of_bounds"},
+    "specimen:falls-back": {"no_launch"},
+    "specimen:table-scribbler": {"mutation"},
+    "specimen:extra-heads": {"uninitialized"},
+    "specimen:narrow-index": {"out_of_bounds"},
+}
+
+
+def saved(folder: str):
+    return [(path, corpus.load(path)) for path in corpus.files([CORPUS / folder])]
+
+
+def test_every_specimen_has_a_fair_verdict_and_a_docstring_that_names_its_flaw():
+    assert set(FAIR) == set(FLAWED)
+    package = Path(__file__).parents[1] / "fuzzrope" / "specimens"
+    for name in FLAWED:
+        source = (package / (name.removeprefix("specimen:").replace("-", "_") + ".py")).read_text()
+        assert "flaw" in source.split('"""')[1].lower()
+
+
+@pytest.mark.parametrize("name", FLAWED)
+def test_the_corpus_holds_a_minimized_case_of_each_fair_kind(name):
+    items = saved(find(name).folder)
+    shown = {kind for _, item in items for kind, _ in item.expect}
+    assert shown >= FAIR[name]
+    for path, item in items:
+        assert item.note == "", f"{path} is not minimized"
+        assert path.name.split("-")[0] in KINDS
+        assert path.name.endswith(f"{item.case.id}.json")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_saved_case_shows_exactly_what_it_should(folder):
+    results = list(replay(saved(folder), Settings()))
+    assert results
+    wrong = [f"{result.path.name}: {result.shown}" for result in results if not result.as_expected]
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["kernels.ModelNew", "specimen:tiled"])
+def test_a_correct_kernel_passes(name):
+    events: list[Event] = []
+    finished = run_campaign(find(name), Settings(seed=11, max_examples=350, max_time=300.0), None, events.append)
+    found = [event.finding for event in events if isinstance(event, Minimized)]
+    assert found == []
+    assert finished.executed == 350
+
+
+@pytest.mark.parametrize("name", ["specimen:narrow-index", "specimen:falls-back", "specimen:size-one-stride"])
+def test_a_campaign_finds_a_specimen_afresh(name):
+    events: list[Event] = []
+    run_campaign(find(name), Settings(seed=12, max_findings=1, max_time=60.0), None, events.append)
+    kinds = {event.finding.kind for event in events if isinstance(event, Minimized)}
+    assert kinds
