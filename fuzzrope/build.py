@@ -54,7 +54,8 @@ class Memory:
             self.raw = spare[start : start + GUARD + size + GUARD]
         self.start = GUARD
         self.inner = self.raw[GUARD : GUARD + size]
-        self.pages: np.ndarray = np.array([0, (GUARD + size) // PAGE], dtype=np.int64) if self.lazy else np.empty(0)
+        edges = [0, *range((GUARD + size) // PAGE, -(-total // PAGE))] if self.lazy else []
+        self.pages = np.array(edges, dtype=np.int64)
         for low, high in self.spans():
             self._poison(low, high)
 
@@ -99,10 +100,8 @@ class Memory:
     def guards_intact(self) -> bool:
         """Whether nothing was written outside the storage."""
         width = self.itemsize
-        before, behind = self.raw[:GUARD], self.raw[self.start + self.size :][: GUARD - width]
-        bands = (before,) if self.lazy else (before, behind)
-        rows = (band[: len(band) // width * width].reshape(-1, width) for band in bands)
-        return all(bool((row == self.pattern).all()) for row in rows)
+        bands = (self.raw[:GUARD], self.raw[self.start + self.size :])
+        return all(bool((band.reshape(-1, width) == self.pattern).all()) for band in bands)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import reprlib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from fuzzrope.text import one_line
 
 FORMAT = 1
 
@@ -29,20 +33,35 @@ MAX_EXTENT_BYTES = 2**36  # of one storage; only the touched pages are ever mapp
 
 
 class CaseError(ValueError):
-    """A case that is malformed or too large; the message names the field."""
+    """A case that is malformed or too large; the message is one line that names the field."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Values:
     """How a tensor's elements come about: a named distribution with a seed, one constant, or a list.
 
     ``listed`` and ``constant`` carry their numbers in ``data``, in row-major order of the view; every
-    other recipe is expanded from ``seed`` by :mod:`fuzzrope.values`.
+    other recipe is expanded from ``seed`` by :mod:`fuzzrope.values`. Equal means bit for bit: +0 and -0
+    differ, all NaN are one.
     """
 
     kind: str = "normal"
     seed: int = 0
     data: tuple[float, ...] = ()
+
+    @property
+    def _key(self) -> tuple[str, int, bytes]:
+        numbers = (math.nan if math.isnan(x) else x for x in self.data)
+        return self.kind, self.seed, struct.pack(f"<{len(self.data)}d", *numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Values) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form; NaN and infinities are spelled as strings."""
@@ -135,14 +154,14 @@ class Case:
         fields = Fields(data, where, {"format", "operation", "tensors", "order", "options"})
         if fields.integer("format", 0, 2**31) != FORMAT:
             raise CaseError(f"{where}.format: this version reads format {FORMAT}, not {data['format']}")
-        order = fields.items("order", 16)
-        tensors = Fields(fields["tensors"], f"{where}.tensors", {str(name) for name in order})
-        options = Fields(fields["options"], f"{where}.options", set(fields["options"] or ()))
-        if len(set(map(str, order))) != len(order):
+        order = [_name(item, f"{where}.order[{i}]") for i, item in enumerate(fields.items("order", 16))]
+        if len(set(order)) != len(order):
             raise CaseError(f"{where}.order: names a tensor twice")
+        tensors = Fields(fields["tensors"], f"{where}.tensors", set(order))
+        options = Fields(fields["options"], f"{where}.options", None)
         case = cls(
             operation=fields.text("operation"),
-            tensors=tuple((str(n), _read_tensor(tensors[str(n)], f"{tensors.where}.{n}")) for n in order),
+            tensors=tuple((n, _read_tensor(tensors[n], f"{tensors.where}.{n}")) for n in order),
             options=tuple(sorted((key, options.scalar(key)) for key in options.data)),
         )
         _check_storages(case, where)
@@ -150,11 +169,12 @@ class Case:
 
 
 class Fields:
-    """A JSON object whose keys must be exactly the expected ones; reads fields with their path."""
+    """A JSON object whose keys must be exactly the expected ones, if any are; reads fields with their path."""
 
-    def __init__(self, data: Any, where: str, keys: set[str], optional: frozenset[str] = frozenset()) -> None:
+    def __init__(self, data: Any, where: str, keys: set[str] | None, optional: frozenset[str] = frozenset()) -> None:
         if not isinstance(data, dict):
             raise CaseError(f"{where}: expected an object, got {_brief(data)}")
+        keys = set(data) if keys is None else keys
         for key in sorted(keys - set(data)):
             raise CaseError(f"{where}: the key {key!r} is missing")
         for key in sorted(set(data) - keys - optional):
@@ -198,14 +218,21 @@ class Fields:
     def scalar(self, key: str) -> Any:
         """A JSON scalar."""
         value = self.data[key]
-        if value is not None and not isinstance(value, (bool, int, float, str)):
-            raise CaseError(f"{self.where}.{key}: expected a scalar, got {_brief(value)}")
+        plain = value is None or isinstance(value, (bool, int, float, str))
+        if not plain or (isinstance(value, float) and not math.isfinite(value)):
+            raise CaseError(f"{self.where}.{key}: expected a finite scalar, got {_brief(value)}")
         return value
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _name(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.isidentifier() or len(value) > 100:
+        raise CaseError(f"{where}: expected a name, got {_brief(value)}")
+    return value
 
 
 def _integer(value: Any, where: str, low: int, high: int) -> int:

@@ -21,9 +21,9 @@ from fuzzrope import corpus as corpus_files
 from fuzzrope import shrink
 from fuzzrope.campaign import run_campaign
 from fuzzrope.corpus import CorpusError, Saved
+from fuzzrope.doctor import examine
 from fuzzrope.events import Event
 from fuzzrope.findings import KINDS
-from fuzzrope.judge import judge
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.replaying import execute, replay, target_of
 from fuzzrope.report import machine
@@ -293,40 +293,10 @@ def show(path: Path) -> None:
     console.print(f"fuzzrope replay {path}", style="cyan", soft_wrap=True)
 
 
-#: torch -> triton releases that were released for each other.
-PAIRS = {"2.11": "3.6", "2.12": "3.7", "2.13": "3.7", "2.14": "3.8"}
-
-
-@cli.command()
-def doctor() -> None:
+@cli.command("doctor")
+def doctor_command() -> None:
     """Check this installation: versions, the child process, the engine, a GPU."""
-    console, well = _console(), True
-    found = versions()
-    for name, version in found.items():
-        console.print(f"  {name} {version}")
-    expected = PAIRS.get(".".join(found["torch"].split(".")[:2]))
-    if expected is None or not found["triton"].startswith(expected + "."):
-        console.print(f"[yellow]![/] torch {found['torch']} was not released with triton {found['triton']}")
-    if torch.cuda.is_available():
-        console.print(f"[green]✓[/] GPU: {torch.cuda.get_device_name()}")
-    else:
-        console.print("[green]✓[/] no GPU: kernels run in Triton's interpreter, bfloat16 is left out")
-    for name in ("kernels.reference", "kernels.ModelNew"):
-        target = find(name)
-        try:
-            with Runner(target) as runner:
-                case = OPERATIONS[target.operation].probes()[0]
-                verdict = judge(case, runner.run(case), target)
-        except RunnerError as error:
-            well = False
-            console.print(f"[red]✗[/] {name}: {error}", soft_wrap=True)
-            continue
-        if verdict.findings or verdict.skipped:
-            well = False
-            console.print(f"[red]✗[/] {name}: {verdict.skipped or verdict.findings[0].message}", soft_wrap=True)
-        else:
-            console.print(f"[green]✓[/] {name}: runs in a child process and is judged right")
-    sys.exit(EXIT_PASS if well else EXIT_INTERNAL)
+    sys.exit(EXIT_PASS if examine(_console()) else EXIT_INTERNAL)
 
 
 def main() -> None:

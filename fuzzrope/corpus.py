@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from fuzzrope.case import Case, CaseError, Fields
 from fuzzrope.findings import KINDS
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.targets import Target, TargetError, find
+from fuzzrope.text import one_line
 
 FORMAT = 1
 MAX_FILE = 2**20
@@ -78,7 +80,12 @@ def _pretty(value: Any, depth: int = 0) -> str:
 def dump(saved: Saved) -> str:
     """The text of a corpus file, digest included."""
     text = _pretty({**saved.to_json(), "digest": _BLANK}) + "\n"
-    return text.replace(_BLANK, hashlib.sha256(text.encode()).hexdigest(), 1)
+    return text.replace(_field(_BLANK), _field(hashlib.sha256(text.encode()).hexdigest()), 1)
+
+
+def _field(digest: str) -> str:
+    """The digest as it stands in the text; inside a JSON string its quotes would be escaped."""
+    return f'"digest": "{digest}"'
 
 
 def save(path: Path, saved: Saved) -> None:
@@ -107,6 +114,13 @@ def _no_constant(text: str) -> Any:
     raise CorpusError(f"{text} is not a JSON number")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise CorpusError(f"{text[:40]} is beyond the numbers of JSON readers")
+    return number
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -119,9 +133,11 @@ def load(path: Path) -> Saved:
     try:
         return _load(path)
     except OSError as error:
-        raise CorpusError(f"{path}: {error.strerror or error}") from None
+        raise CorpusError(one_line(f"{path}: {error.strerror or error}")) from None
     except (CorpusError, CaseError, TargetError) as error:
-        raise CorpusError(f"{path}: {error}") from None
+        raise CorpusError(one_line(f"{path}: {error}")) from None
+    except RecursionError:
+        raise CorpusError(one_line(f"{path}: is nested too deeply")) from None
 
 
 def _load(path: Path) -> Saved:
@@ -131,7 +147,7 @@ def _load(path: Path) -> Saved:
         raise CorpusError(f"larger than {MAX_FILE} bytes")
     try:
         text = raw.decode("utf-8")
-        data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        data = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:
         raise CorpusError(f"is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -146,7 +162,7 @@ def _load(path: Path) -> Saved:
         raise CorpusError(f"format {data['format']} is not {FORMAT}, the one this version reads")
     if "digest" in data:
         digest = fields.text("digest", 64)
-        blanked = text.replace(digest, _BLANK, 1) if digest else text
+        blanked = text.replace(_field(digest), _field(_BLANK), 1)
         if hashlib.sha256(blanked.encode()).hexdigest() != digest:
             raise CorpusError("the digest does not fit the text: the file was changed after it was saved")
     operation = fields.choice("operation", tuple(OPERATIONS))

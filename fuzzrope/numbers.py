@@ -40,10 +40,9 @@ class Format:
         return self.min_exponent - self.digits + 1
 
     @property
-    def overflow(self) -> tuple[float, int]:
-        """The least magnitude that rounds to infinity, as significand and exponent."""
-        top = np.frexp(self.max)[1]
-        return 1.0 - 2.0 ** -(self.digits + 1), int(top)
+    def overflow(self) -> tuple[float, float, int]:
+        """The least magnitude that rounds to infinity, (high + low) * 2^exponent."""
+        return 1.0, -(2.0 ** -(self.digits + 1)), int(np.frexp(self.max)[1])
 
 
 FORMATS = {

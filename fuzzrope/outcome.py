@@ -83,10 +83,22 @@ def _text(value: Any, limit: int = 2000) -> str:
     return "".join(c if c.isprintable() else "�" for c in value[:limit])
 
 
+def _int(value: Any) -> int:
+    if type(value) is not int or abs(value) >= 2**63:
+        raise ReplyError("expected an integer")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) is not float or not 0 <= value < 1e9:
+        raise ReplyError("expected a duration")
+    return value
+
+
 def _ints(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > 64 or not all(type(x) is int for x in value):
+    if not isinstance(value, list) or len(value) > 64:
         raise ReplyError("expected a list of integers")
-    return tuple(value)
+    return tuple(_int(item) for item in value)
 
 
 def _list(value: Any, limit: int = 1000) -> list[Any]:
@@ -99,7 +111,7 @@ def from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
     """Read a child's reply; raises :class:`ReplyError` when anything in it is not what it should be."""
     try:
         return _from_reply(header, blobs)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:
         raise ReplyError(f"{type(error).__name__}: {error}") from error
 
 
@@ -111,7 +123,7 @@ def _from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
     outputs = []
     for item in _list(header["outputs"], 32):
         data = next(remaining) if item["has_data"] else b""
-        shares = tuple((_text(name), int(offset)) for name, offset in _list(item["shares"]))
+        shares = tuple((_text(name), _int(offset)) for name, offset in _list(item["shares"]))
         outputs.append(
             Output(
                 type=_text(item["type"]),
@@ -132,18 +144,18 @@ def _from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
         outputs=tuple(outputs),
         raised=None if raised is None else Raised(*(_text(raised[key]) for key in ("type", "message", "where"))),
         accesses=tuple(
-            Access(_text(a["what"]), _text(a["kernel"]), _text(a["line"]), _text(a["message"]), int(a["lanes"]))
+            Access(_text(a["what"]), _text(a["kernel"]), _text(a["line"]), _text(a["message"]), _int(a["lanes"]))
             for a in _list(header["accesses"])
         ),
         launches=tuple(
             Launch(
                 _text(item["kernel"]),
                 _ints(item["grid"]),
-                tuple((_text(name), int(value)) for name, value in _list(item["constants"])),
+                tuple((_text(name), _int(value)) for name, value in _list(item["constants"])),
             )
             for item in _list(header["launches"])
         ),
         tampered=tuple(_text(name) for name in _list(header["tampered"])),
         after=after,
-        seconds=float(header["seconds"]),
+        seconds=_seconds(header["seconds"]),
     )

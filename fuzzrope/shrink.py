@@ -40,8 +40,8 @@ def minimize(case: Case, keep: Keep, simpler: Propose) -> tuple[Case, bool]:
         while search.step(simpler) or search.step(_plainer_memory):
             pass
         _reach_minimum(search, simpler)
-        if search.step(_spelled_out):
-            search.step(_plainer_numbers)
+        spelled = search.step(_spelled_out)
+        if search.step(_plainer_numbers) or spelled:
             _reach_minimum(search, simpler)
         return search.best, True
     except OutOfTimeError:
@@ -96,7 +96,9 @@ class _Search:
 
     def _lower(self, names: tuple[str, ...], read: Callable[[TensorSpec], int], write: Write) -> bool:
         value = read(self.best[names[0]])
-        for new in sorted({n for n in (0, 1, value // 2, value - 1) if 0 <= n < value}):
+        # Zero and one, then ever closer to the value, down to one less.
+        closer = (value - (value >> k) for k in range(1, value.bit_length()))
+        for new in sorted({n for n in (0, 1, *closer, value - 1) if 0 <= n < value}):
             if self.accept(self.best.with_tensors({name: write(self.best[name], new) for name in names})):
                 return True
         return False

@@ -9,11 +9,16 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fuzzrope.text import one_line
+
 LEVELS = ("values", "strict")
 
 
 class TargetError(ValueError):
     """A name that is no target; the message says what would be."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class Floats:
         info = torch.finfo(dtype)
         self.max = float(info.max)
         self.min_exponent = int(np.log2(info.smallest_normal))
-        self.max_exponent = int(np.floor(np.log2(info.max)))
+        self.max_exponent = int(np.frexp(info.max)[1]) - 1
         self.digits = round(-np.log2(info.eps))  # stored bits of the significand
         self.smallest = float(np.ldexp(1.0, self.min_exponent - self.digits))
 
@@ -112,4 +112,14 @@ def expand(values: Values, dtype: torch.dtype, count: int) -> torch.Tensor:
             numbers = np.asarray(_RECIPES[values.kind](raw[:count], raw[count:], floats))
     if not dtype.is_floating_point:
         numbers = np.clip(np.nan_to_num(numbers), -100, 100)
+    elif dtype in (torch.float16, torch.bfloat16):
+        numbers = _rounded(numbers, Floats(dtype))
     return torch.from_numpy(numbers).to(dtype)
+
+
+def _rounded(numbers: Array, floats: Floats) -> Array:
+    """Numbers rounded once, to nearest even; converting in steps would round twice."""
+    with np.errstate(all="ignore"):
+        exponent = np.maximum(np.frexp(numbers)[1] - 1, floats.min_exponent)
+        last = np.ldexp(1.0, exponent - floats.digits)
+        return np.where(np.isfinite(numbers), np.rint(numbers / last) * last, numbers)

@@ -32,11 +32,6 @@ def broadcast_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int
     return tuple(0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
 
 
-def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Largest element offset that a view reaches."""
-    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True) if size > 1)
-
-
 class Tile(NamedTuple):
     """Rows and columns of one program's tile; both are powers of two."""
 

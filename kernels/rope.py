@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels import reference
-from kernels.launch import INT32_MAX, TL_DTYPES, broadcast_strides, can_launch, choose_tile, extent
+from kernels.launch import INT32_MAX, TL_DTYPES, Tile, broadcast_strides, can_launch, choose_tile
 from kernels.layout import Ints, View, concatenated, elementwise
 from kernels.rotation import rotate
 
@@ -142,6 +142,24 @@ def _result(x: Meta, cos: View, sin: View, dtypes: tuple[torch.dtype, torch.dtyp
     return Meta(shape, strides, torch.promote_types(*dtypes))
 
 
+def _halves(x: Meta) -> tuple[Ints, int]:
+    """Broadcast strides of one half of x, and the offset of the second half from the first."""
+    half = x.shape[3] // 2
+    return broadcast_strides((*x.shape[:3], half), x.strides), half * x.strides[3]
+
+
+def _farthest(shape: Ints, strides: Ints, offset: int, tile: Tile) -> int:
+    """Largest element offset that a launch over an output of this shape computes, masked lanes included."""
+    batch, heads, seq, width = shape
+    rows, columns = batch * heads * seq, width // 2
+    if not rows or not columns:
+        return 0
+    last_batch = (triton.cdiv(rows, tile.rows) * tile.rows - 1) // (heads * seq)
+    last_column = triton.cdiv(columns, tile.columns) * tile.columns - 1
+    last = (last_batch, heads - 1, seq - 1, last_column)
+    return offset + sum(index * stride for index, stride in zip(last, strides, strict=True))
+
+
 @lru_cache(maxsize=1024)
 def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
     """Plan the launch for inputs of this form; raises what :func:`rope` documents."""
@@ -165,18 +183,21 @@ def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
     programs: list[int] = []
     for x, out in zip((q, k), outs, strict=True):
         batch, heads, seq, width = out.shape
-        rows, columns, half = batch * heads * seq, width // 2, x.shape[3] // 2
+        rows, columns = batch * heads * seq, width // 2
+        own, offset = _halves(x)
         programs.append(triton.cdiv(rows, tile.rows) if columns else 0)
         sizes += [rows, heads, seq, columns]
-        strides += [*broadcast_strides((*x.shape[:3], half), x.strides), half * x.strides[3]]
+        strides += [*own, offset]
     for table in (c, s):
         strides += broadcast_strides(table.shape, table.strides)
     for out in outs:
         strides += [*out.strides, out.shape[3] // 2 * out.strides[3]]
-    # Masked lanes reach up to a tile past the last row and column: their addresses must not wrap either.
-    views = [(x.shape, x.strides) for x in (q, k, *outs)] + [(t.shape, t.strides) for t in (c, s)]
-    reach = max(extent(shape, steps) for shape, steps in views)
-    wide = reach + (tile.rows + tile.columns) * max(strides) > INT32_MAX
+    # Masked lanes count too: their addresses are computed, if never used.
+    lanes = [(out.shape, *_halves(x)) for x, out in zip((q, k), outs, strict=True)]
+    lanes += [(out.shape, out.strides, out.shape[3] // 2 * out.strides[3]) for out in outs]
+    spread = [broadcast_strides(table.shape, table.strides) for table in (c, s)]
+    lanes += [(out.shape, (0, 0, *steps), 0) for out in outs for steps in spread]
+    wide = any(_farthest(shape, steps, offset, tile) > INT32_MAX for shape, steps, offset in lanes)
     constants |= {"WIDE": wide, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns}
     return Plan(outs[0], outs[1], sum(programs), (programs[0], *sizes, *strides), constants)
 

@@ -14,6 +14,7 @@ ROOT = PACKAGE.parent
 
 #: Rooms from the ground up. A module imports from its own room and from those below it, never sideways.
 FLOORS = (
+    {"text"},
     {"case", "findings", "targets", "numbers", "versions"},
     {"values", "outcome"},
     {"build"},
@@ -22,7 +23,7 @@ FLOORS = (
     {"shrink", "corpus", "judge", "run", "interpreter", "mutants", "specimens"},
     {"settings", "events"},
     {"notebook"},
-    {"report", "replaying", "campaign"},
+    {"report", "replaying", "campaign", "doctor"},
     {"cli", "pytest_plugin"},
     {"__main__"},
 )

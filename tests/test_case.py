@@ -84,7 +84,7 @@ def specs(draw, storage):
 
 @st.composite
 def cases(draw):
-    names = draw(st.lists(st.text(max_size=5), unique=True, max_size=4))
+    names = draw(st.lists(st.from_regex("[a-z_][a-z0-9_]{0,4}", fullmatch=True), unique=True, max_size=4))
     scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
     options = draw(st.dictionaries(st.text(max_size=4), scalars, max_size=3))
     tensors = tuple((name, draw(specs(f"storage of {name}"))) for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -148,9 +149,9 @@ def _statistics(
 def _value(envelope: Envelope, at: int) -> float:
     high, exponent = float(envelope.exact.high[at]), int(envelope.exact.exponent[at])
     try:
-        return float(np.ldexp(high, exponent))
+        return math.ldexp(high, exponent)
     except OverflowError:
-        return float(np.copysign(np.inf, high))
+        return math.copysign(math.inf, high)
 
 
 def _expected(envelope: Envelope, at: int) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from fuzzrope.case import FLOATS, Case
 from fuzzrope.numbers import Exact, Format, difference, format_of, product
-from fuzzrope.operations import rope_cases
+from fuzzrope.operations import rope_cases, rope_strata
 from fuzzrope.operations.base import Draw, Envelope, Stratum, Tensors
 
 
@@ -71,12 +71,12 @@ class Rope:
         return rope_cases.probes()
 
     def strata(self, blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
-        """See :mod:`.rope_cases`."""
-        return rope_cases.strata(blocks)
+        """See :mod:`.rope_strata`."""
+        return rope_strata.strata(blocks)
 
     def classify(self, case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
-        """See :mod:`.rope_cases`."""
-        return rope_cases.classify(case, blocks)
+        """See :mod:`.rope_strata`."""
+        return rope_strata.classify(case, blocks)
 
     def draw(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
         """See :mod:`.rope_cases`."""
@@ -89,9 +89,10 @@ class Rope:
 
 def _rounded_to_infinity(value: Exact, form: Format) -> np.ndarray:
     """Whether rounding to ``form`` overflows."""
-    significand, top = form.overflow
+    limit, below, top = form.overflow
     high, low = value.at(np.full(value.exponent.shape, top, dtype=np.int64))
-    return (np.abs(high) > significand) | ((np.abs(high) == significand) & (low * np.sign(high) >= 0))
+    # Exact: near the limit high - 1 has few bits, elsewhere its sign decides.
+    return (np.abs(high) - limit) + (low * np.sign(high) - below) >= 0
 
 
 def _magnitude(value: Exact, exponent: np.ndarray) -> np.ndarray:

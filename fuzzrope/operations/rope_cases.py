@@ -1,51 +1,24 @@
-"""How cases of ``rope`` are drawn, and which strata a campaign over it promises to visit.
+"""How cases of ``rope`` are drawn.
 
-A drawn case is a handful of named choices. A stratum pins some of them; the rest stay free. What a
-finished case counts for is decided by :func:`classify` from the case alone.
+A drawn case is a handful of named choices. A stratum (:mod:`.rope_strata`) pins some of them; the rest stay
+free, as far as they do not undo what is pinned.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
 
 from fuzzrope.case import FLOATS, Case, TensorSpec, Values
-from fuzzrope.geometry import arrange, dense, layouts, least_sizes, misaligned, traits
-from fuzzrope.operations.base import Draw, Stratum
+from fuzzrope.geometry import arrange, dense, layouts, least_sizes
+from fuzzrope.operations.base import Draw
+from fuzzrope.operations.rope_strata import DRAWN_VALUES, HEADS, NAMES, RELATIONS, TABLES, edges, invalid_kind, usable
 
-NAMES = ("q", "k", "cos", "sin")
-SIZES = ("B", "Hq", "Hk", "S", "D")
-MAX_HEAD_DIM = 256
-MAX_BLOCK = 128  # edges of larger blocks would need more rows than a CPU engine runs in seconds
 MAX_ROWS = 192  # of q and of k, where nothing is pinned: engines may run one program a row
 MAX_FAR_BATCH = 4  # more batches so far apart would exceed the address space a child may map
-DRAWN_VALUES = ("normal", "wide", "tiny", "subnormal", "zeros", "infs", "nans", "powers", "constant")
-RELATIONS = ("separate", "packed", "same tensor")
-HEADS = ("equal", "fewer for k", "more for k", "other batch")
-TABLES = (
-    "exact",
-    "longer",
-    "one row",
-    "one column",
-    "cos and sin differ",
-    "k of one row",
-    "half spreads",
-)
-INVALID = (
-    "odd head_dim",
-    "head_dim of k",
-    "rank of q",
-    "rank of cos",
-    "integer q",
-    "integer cos",
-    "mixed devices",
-    "no broadcast",
-)
-HEAD_DIMS = ("least", "greatest", "power of two", "no power of two")
 
 
 def probes() -> tuple[Case, ...]:
@@ -61,128 +34,6 @@ def _plain(batch: int, heads: int, seq: int, width: int) -> Case:
         for seed, (name, shape) in enumerate(shapes.items())
     ]
     return Case("rope", tuple(specs))
-
-
-def _stratum(group: str, member: Any, **pins: Any) -> Stratum:
-    return Stratum(f"{group}: {member}", tuple((key.replace("_", "."), value) for key, value in pins.items()))
-
-
-def _edges(blocks: tuple[int, ...], limit: int) -> Iterator[tuple[str, int]]:
-    """(name, size) of n*BLOCK-1, n*BLOCK, n*BLOCK+1 for one and two blocks, sizes up to ``limit``."""
-    for block in blocks:
-        for count, off in itertools.product((1, 2), (-1, 0, 1)):
-            if count * block + off <= limit:
-                yield f"{count}*{block}{off:+d}" if off else f"{count}*{block}", count * block + off
-
-
-def _usable(blocks: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted({block for block in blocks if 1 < block <= MAX_BLOCK}))
-
-
-def strata(blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
-    """Every stratum of ``rope`` for these block sizes."""
-    blocks = _usable(blocks)
-    found = [_stratum("dtype mix", " ".join(mix), dtypes=mix) for mix in itertools.product(FLOATS, repeat=4)]
-    for name in SIZES:
-        found += [_stratum(f"size of {name}", n, **{name: n}) for n in ((0, 2) if name == "D" else (0, 1, 2))]
-        if name == "D":
-            found += [_stratum("edge of D/2", edge, D=2 * n) for edge, n in _edges(blocks, MAX_HEAD_DIM // 2)]
-        else:
-            found += [_stratum(f"edge of {name}", edge, **{name: n}) for edge, n in _edges(blocks, 10**6)]
-        found += [
-            _stratum(f"beyond two blocks in {name}", f"2*{block}", **{name: ("beyond", 2 * block)})
-            for block in blocks
-            if name != "D" or 2 * block < MAX_HEAD_DIM
-        ]
-    found += [_stratum("head_dim", kind, head_dim=kind) for kind in HEAD_DIMS]
-    for name in NAMES:
-        rank = 4 if name in "qk" else 2
-        found += [_stratum(f"layout of {name}", layout, **{f"layout_{name}": layout}) for layout in layouts(rank)]
-        found += [_stratum("misaligned", name, **{f"offset_{name}": 1})]
-        found += [_stratum(f"values of {name}", v, **{f"values_{name}": v}) for v in DRAWN_VALUES]
-    found += [_stratum("memory of q and k", relation, relation=relation) for relation in RELATIONS]
-    found += [_stratum("heads", heads, heads=heads) for heads in HEADS]
-    found += [_stratum("tables", tables, tables=tables) for tables in TABLES]
-    found += [_stratum("invalid", what, invalid=what) for what in INVALID]
-    return tuple(found)
-
-
-def classify(case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
-    """The strata that this case lies in."""
-    invalid = _invalid_kind(case)
-    if invalid:
-        return frozenset({f"invalid: {invalid}"})
-    q, k, cos, sin = (case[name] for name in NAMES)
-    (batch, heads, seq, width), (batch_k, heads_k, seq_k, _) = q.shape, k.shape
-    found = {"dtype mix: " + " ".join(case[name].dtype for name in NAMES)}
-    sizes = {"B": {batch}, "Hq": {heads}, "Hk": {heads_k}, "S": {seq}, "D": {width}}
-    blocks = _usable(blocks)
-    for name, here in sizes.items():
-        found |= {f"size of {name}: {n}" for n in here}
-        shown = {n // 2 for n in here} if name == "D" else here
-        label = "D/2" if name == "D" else name
-        found |= {f"edge of {label}: {edge}" for edge, n in _edges(blocks, 10**6) if n in shown}
-        found |= {f"beyond two blocks in {name}: 2*{b}" for b in blocks if max(here) > 2 * b}
-    if width:
-        found.add(f"head_dim: {'power of two' if width & (width - 1) == 0 else 'no power of two'}")
-    if width in (2, MAX_HEAD_DIM):
-        found.add(f"head_dim: {'least' if width == 2 else 'greatest'}")
-    for name in NAMES:
-        spec = case[name]
-        found |= {f"layout of {name}: {trait}" for trait in traits(spec)}
-        if misaligned(spec):
-            found.add(f"misaligned: {name}")
-        if spec.numel:
-            found.add(f"values of {name}: {spec.values.kind}")
-    if q == k:
-        found.add("memory of q and k: same tensor")
-    else:
-        found.add(f"memory of q and k: {'packed' if q.storage == k.storage else 'separate'}")
-    if batch != batch_k:
-        found.add("heads: other batch")
-    found.add(f"heads: {'equal' if heads == heads_k else 'fewer for k' if heads > heads_k else 'more for k'}")
-    found |= {f"tables: {kind}" for kind in _table_kinds(seq, seq_k, width // 2, cos, sin)}
-    return frozenset(found)
-
-
-def _table_kinds(seq: int, seq_k: int, half: int, cos: TensorSpec, sin: TensorSpec) -> Iterator[str]:
-    if cos.shape == sin.shape == (seq, half):
-        yield "exact"
-    if seq and cos.shape[0] > seq and sin.shape[0] > seq:
-        yield "longer"
-    if seq > 1 and cos.shape[0] == sin.shape[0] == 1:
-        yield "one row"
-    if half > 1 and cos.shape[1] == sin.shape[1] == 1:
-        yield "one column"
-    if cos.shape != sin.shape:
-        yield "cos and sin differ"
-    if seq > 1 and seq_k == 1:
-        yield "k of one row"
-    if half == 1 and max(cos.shape[1], sin.shape[1]) > 1:
-        yield "half spreads"
-
-
-def _invalid_kind(case: Case) -> str | None:
-    """Which member of ``INVALID`` a case is, or None for a valid one."""
-    q, k, cos, sin = (case[name] for name in NAMES)
-    if len({spec.device for _, spec in case.tensors}) > 1:
-        return "mixed devices"
-    if q.dtype not in FLOATS or k.dtype not in FLOATS:
-        return "integer q"
-    if cos.dtype not in FLOATS or sin.dtype not in FLOATS:
-        return "integer cos"
-    if len(q.shape) != 4 or len(k.shape) != 4:
-        return "rank of q"
-    if len(cos.shape) != 2 or len(sin.shape) != 2:
-        return "rank of cos"
-    if q.shape[3] % 2:
-        return "odd head_dim"
-    if q.shape[3] != k.shape[3]:
-        return "head_dim of k"
-    rows = min(cos.shape[0], q.shape[2]), min(sin.shape[0], q.shape[2])
-    fits_rows = len({q.shape[2], *rows} - {1}) <= 1 and len({k.shape[2], *rows} - {1}) <= 1
-    fits_columns = len({q.shape[3] // 2, cos.shape[1], sin.shape[1]} - {1}) <= 1
-    return None if fits_rows and fits_columns else "no broadcast"
 
 
 @dataclass
@@ -206,7 +57,7 @@ class _Plan:
 def draw_case(draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
     """Draw a case; ``pins`` fixes choices by name, and ``pins["floats"]`` the dtypes to draw from."""
     plan = _Plan(draw, pins)
-    sizes = _draw_sizes(plan, _usable(blocks))
+    sizes = _draw_sizes(plan, usable(blocks))
     relation = plan.choose("relation", RELATIONS)
     relation = "separate" if _needs_own_memory(pins) else relation
     shapes = _draw_shapes(plan, sizes, relation)
@@ -257,14 +108,14 @@ def _draw_dtypes(plan: _Plan, relation: str) -> dict[str, str]:
 def _draw_sizes(plan: _Plan, blocks: tuple[int, ...]) -> dict[str, int]:
     """B, Hq, S, D; pinned ones as asked, the others small and, together, affordable."""
     small = (1, 2, 3, 4, 5, 7, 0)
-    edges = tuple(n for _, n in _edges(blocks, 129))
+    borders = tuple(n for _, n in edges(blocks, 129))
     least = _least(plan.pins)
     kind = plan.pins.get("head_dim")
     widths = {"least": (2,), "greatest": (256,), "power of two": (4, 16, 64), "no power of two": (6, 10, 34, 100)}
     drawn = {
         "B": plan.choose("B", (1, 2, 3, 0)),
         "Hq": plan.choose("Hq", (1, 2, 3, 5, 0)),
-        "S": plan.choose("S", small + edges),
+        "S": plan.choose("S", small + borders),
         "D": plan.choose("D", widths[kind] if kind else (2, 4, 6, 8, 16, 18, 32, 34, 64, 66, 100, 128, 130, 256, 0)),
     }
     for name, size in drawn.items():
@@ -275,6 +126,9 @@ def _draw_sizes(plan: _Plan, blocks: tuple[int, ...]) -> dict[str, int]:
             drawn[name] = max(size, least[name])
     if plan.pins.get("tables") == "half spreads":
         drawn["D"] = 2
+    for name in NAMES:  # a stride is odd where the size is one
+        if plan.pins.get(f"layout.{name}") == "odd ones":
+            drawn["B" if name in "qk" else "S"] = 1
     for name in ("B", "Hq", "S"):
         others = drawn["B"] * drawn["Hq"] * drawn["S"] // max(drawn[name], 1)
         if name not in plan.pins and others * drawn[name] > MAX_ROWS:
@@ -317,10 +171,12 @@ def _draw_shapes(plan: _Plan, sizes: Mapping[str, int], relation: str) -> dict[s
     if "Hk" in pins:
         heads_k = pins["Hk"] if isinstance(pins["Hk"], int) else pins["Hk"][1] + plan.draw(st.integers(1, 4))
         heads_k = heads if relation == "same tensor" else heads_k
-    if f"layout.{'k'}" in pins:
+    if "layout.k" in pins:
         need = least_sizes(pins["layout.k"], 4)
-        batch_k, heads_k = max(batch_k, need[0]), max(heads_k, need[1])
-    tables = plan.choose("tables", TABLES)
+        batch_k, heads_k = max(batch, need[0]), max(heads_k, need[1])
+    # A free choice of tables must not take away a dimension that a pinned layout of theirs needs.
+    laid_out = {"layout.cos", "layout.sin", "layout.k"} & set(pins) and "tables" not in pins
+    tables = "exact" if laid_out else plan.choose("tables", TABLES)
     if tables == "k of one row" and (relation == "separate" or "tables" in pins):
         seq_k = 1
     rows, half = seq, width // 2
@@ -374,7 +230,7 @@ def _spoil(draw: Draw, case: Case, what: str) -> Case:
     if what == "head_dim of k":
         return case.with_tensor("k", shape=(*case["k"].shape[:3], case["k"].shape[3] + 2))
     if what == "no broadcast":
-        return case.with_tensor(table, shape=(t.shape[0], t.shape[1] + 1), strides=t.strides)
+        return case.with_tensor(table, shape=(t.shape[0], max(case["q"].shape[3] // 2, 2) + 1))
     odd = {n: replace(case[n], shape=(*case[n].shape[:3], case["q"].shape[3] + 1)) for n in ("q", "k")}
     return case.with_tensors(odd)
 
@@ -390,7 +246,7 @@ _TOGETHER: dict[str, tuple[tuple[str, int, int], ...]] = {
 
 def simpler(case: Case) -> list[Case]:
     """Cases whose linked dimensions shrink together: to one, by half, by one."""
-    if _invalid_kind(case):
+    if invalid_kind(case):
         return []
     found = []
     for members in _TOGETHER.values():

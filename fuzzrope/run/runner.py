@@ -178,7 +178,7 @@ class Runner:
         started = time.monotonic()
         try:
             if case is not None:
-                wire.send(sock, {"case": case.to_json()})
+                wire.send(sock, {"case": case.to_json()}, seconds=seconds)
             header, blobs = wire.receive(sock, started + seconds, lambda: self._watch(pid))
             outcome = from_reply(header, blobs)
         except wire.LateError:

@@ -17,6 +17,7 @@ _MAGIC = b"frp1"
 MAX_HEADER = 2**22
 MAX_BLOBS = 64
 MAX_BLOB = 2**28
+MAX_TOTAL = 2**29
 
 
 class WireError(Exception):
@@ -31,14 +32,19 @@ class LateError(Exception):
     """No whole message before the deadline."""
 
 
-def send(sock: socket.socket, header: dict[str, Any], blobs: list[bytes] | None = None) -> None:
-    """Send one message."""
+def send(
+    sock: socket.socket, header: dict[str, Any], blobs: list[bytes] | None = None, seconds: float | None = None
+) -> None:
+    """Send one message; raises :class:`LateError` if the other side does not take it within ``seconds``."""
     blobs = blobs or []
     text = json.dumps({**header, "blobs": [len(blob) for blob in blobs]}).encode()
+    sock.settimeout(seconds)
     try:
         sock.sendall(_PREFIX.pack(_MAGIC, len(text), len(blobs)) + text)
         for blob in blobs:
             sock.sendall(blob)
+    except TimeoutError as error:
+        raise LateError from error
     except (BrokenPipeError, ConnectionResetError) as error:
         raise ClosedError from error
 
@@ -88,4 +94,6 @@ def receive(
         raise WireError("header does not list its blobs")
     if not all(type(length) is int and 0 <= length <= MAX_BLOB for length in lengths):
         raise WireError("a blob's size is out of range")
+    if sum(lengths) > MAX_TOTAL:
+        raise WireError("more data than any case has")
     return header, [_read(sock, length, deadline, poll) for length in lengths]

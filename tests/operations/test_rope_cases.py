@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fuzzrope.build import build
 from fuzzrope.case import MAX_ELEMENTS, Case
 from fuzzrope.operations import OPERATIONS
-from fuzzrope.operations.rope_cases import INVALID, MAX_HEAD_DIM
+from fuzzrope.operations.rope_strata import INVALID, MAX_HEAD_DIM
 
 ROPE = OPERATIONS["rope"]
 BLOCKS = (16, 64)
