@@ -59,7 +59,9 @@ def rotate_rows(
         tl.store(out_row + out_half + d * stride_od, second, mask=mask)
 
 
-@triton.jit
+# Sizes differ from call to call and gain nothing from a variant of their own; strides and columns decide
+# how wide a load may be.
+@triton.jit(do_not_specialize=["programs_q", "rows_q", "heads_q", "seq_q", "rows_k", "heads_k", "seq_k"])
 def rope_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, out_q_ptr, out_k_ptr,
     programs_q,
