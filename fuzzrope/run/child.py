@@ -121,9 +121,10 @@ class _Runner:
                 reply["after"] = list(built.memories)
                 blobs += [memory.bytes() for memory in built.memories.values()]
         except Exception as error:  # noqa: BLE001 - e.g. a returned tensor whose memory is gone
-            status = "oom" if isinstance(error, MemoryError) else "tampered"
-            detail = f"what it returned could not be read: {type(error).__name__}: {error}"
-            return {**reply, "status": status, "detail": detail, "outputs": [], "after": []}, []
+            fatal = _raised(error)
+            if fatal["status"] == "raised":
+                fatal = {"status": "tampered", "detail": f"what it returned could not be read: {error}"}
+            return {**reply, **fatal, "outputs": [], "after": []}, []
         return reply, blobs
 
     def _watched(self) -> dict[str, Any]:
@@ -184,6 +185,8 @@ def _raised(error: BaseException) -> dict[str, Any]:
     raised = {"type": type(cause).__name__, "message": text, "where": _where(cause)}
     if isinstance(cause, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
         return {"status": "oom", "detail": text, "raised": raised}
+    if "CUDA error" in text:  # e.g. an illegal access: nothing on this device works any more
+        return {"status": "died", "detail": text.splitlines()[0], "raised": raised}
     return {"status": "raised", "raised": raised}
 
 

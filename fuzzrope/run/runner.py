@@ -192,7 +192,7 @@ class Runner:
         except (wire.WireError, ReplyError) as error:
             self.discard()
             return Outcome("tampered", f"the reply is malformed: {error}")
-        if outcome.status in ("oom", "tampered") or outcome.tampered:
+        if outcome.status in ("died", "oom", "tampered") or outcome.tampered:
             self.discard()
         return outcome
 
