@@ -154,7 +154,12 @@ def environment(settings: Settings) -> dict[str, str]:
     processor = (
         torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
     )
-    return {**versions(), "device": settings.device, "engine": settings.engine, "processor": processor}
+    return {
+        **versions(),
+        "device": settings.device,
+        "engine": settings.engine if settings.device == "cpu" else "cuda",
+        "processor": processor,
+    }
 
 
 def _target(name: str) -> Any:
