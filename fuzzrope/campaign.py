@@ -144,8 +144,8 @@ class _Campaign:
         self.strata = tuple(stratum for stratum in every if stratum.name not in reasons)
         left_out = Counter(stratum.group for stratum in every if stratum.name in reasons)
         reason_of = {stratum.group: reasons[stratum.name] for stratum in every if stratum.name in reasons}
-        declared = Counter(stratum.group for stratum in self.strata)
-        self.emit(Started(self.target, self.settings.seed, self.blocks, dict(declared), dict(left_out), reason_of))
+        names = tuple(stratum.name for stratum in self.strata)
+        self.emit(Started(self.target, self.settings.seed, self.blocks, names, dict(left_out), reason_of))
 
     def _mine(self, index: int) -> bool:
         which, count = self.settings.shard

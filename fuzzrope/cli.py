@@ -19,12 +19,12 @@ from rich.table import Table
 import fuzzrope
 from fuzzrope import corpus as corpus_files
 from fuzzrope import shrink
-from fuzzrope.campaign import run_campaign
 from fuzzrope.corpus import CorpusError, Saved
 from fuzzrope.doctor import examine
 from fuzzrope.events import Event
 from fuzzrope.findings import KINDS
 from fuzzrope.operations import OPERATIONS
+from fuzzrope.parallel import run_parallel
 from fuzzrope.replaying import execute, replay, target_of
 from fuzzrope.report import machine
 from fuzzrope.report.console import ConsoleReport
@@ -98,6 +98,7 @@ def cli() -> None:
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Same seed, same cases; random if not given, 0 in CI.")
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
 @click.option("--engine", type=click.Choice(ENGINES), default="interpret", show_default=True)
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes to share the work.")
 @click.option("--level", type=click.Choice(LEVELS), help="How strictly to judge; the target's own if not given.")
 @click.option("--max-findings", type=click.IntRange(1), help="Stop after so many different findings.")
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True)
@@ -138,7 +139,7 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
             handler(event)
 
     for target in chosen:
-        if run_campaign(target, settings, options["corpus"], emit).interrupted:
+        if run_parallel(target, settings, options["corpus"], emit, options["jobs"]).interrupted:
             break
     log.close()
     report = json.dumps(machine.report(run, environment(settings), seed), indent=1, sort_keys=True) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +14,19 @@ from fuzzrope.targets import Target
 
 @dataclass(frozen=True)
 class Started:
-    """A campaign on a target begins: its strata by group, and what the engine leaves out, with reasons."""
+    """A campaign on a target begins: its declared strata, and by group what the engine leaves out and why."""
 
     target: Target
     seed: int
     blocks: tuple[int, ...]
-    declared: dict[str, int]
+    strata: tuple[str, ...]
     left_out: dict[str, int]
     reasons: dict[str, str]
+
+    @property
+    def declared(self) -> dict[str, int]:
+        """Number of declared strata by group."""
+        return dict(Counter(name.partition(":")[0] for name in self.strata))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ FLOORS = (
     {"settings", "events"},
     {"notebook"},
     {"report", "replaying", "campaign", "doctor"},
+    {"parallel"},
     {"cli", "pytest_plugin"},
     {"__main__"},
 )

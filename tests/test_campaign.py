@@ -14,6 +14,7 @@ import pytest
 from fuzzrope import corpus
 from fuzzrope.campaign import run_campaign
 from fuzzrope.events import Event, Example, Minimized, Started
+from fuzzrope.parallel import run_parallel
 from fuzzrope.settings import Settings
 from fuzzrope.targets import find
 from tests.conftest import HOSTILE, hostile
@@ -56,24 +57,31 @@ def test_the_same_seed_draws_the_same_cases_in_ci_and_in_other_directories(tmp_p
 
 
 def test_kill_9_at_any_moment_leaves_a_corpus_that_loads(tmp_path):
-    target = str(HOSTILE / "exits.py")
     moments = random.Random(1)
     for attempt in range(4):
-        process = command("fuzz", target, "--seed", str(attempt), "--max-time", "30", cwd=tmp_path)
-        time.sleep(3.0 + 3.0 * moments.random())
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        process = command("fuzz", str(HOSTILE / "exits.py"), "--seed", str(attempt), cwd=folder)
+        wait_for_a_saved_case(folder)
+        time.sleep(2.0 * moments.random())
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    saved = list(corpus.files([tmp_path / "corpus"]))
-    assert saved
-    for path in saved:
-        corpus.load(path)
+        saved = list(corpus.files([folder / "corpus"]))
+        assert saved
+        for path in saved:
+            corpus.load(path)
+
+
+def wait_for_a_saved_case(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("corpus/*/*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_ctrl_c_prints_the_summary_and_exits_2(tmp_path):
     process = command("fuzz", str(HOSTILE / "exits.py"), "--seed", "1", "--max-time", "60", cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("corpus/*/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_a_saved_case(tmp_path)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
@@ -111,6 +119,25 @@ def test_shards_share_the_rounds_without_overlap():
         drawn = [event.case.id for event in events if isinstance(event, Example)]
         ids.append(drawn[2:])  # the probes come first in every shard
     assert not set(ids[0]) & set(ids[1])
+
+
+def test_several_jobs_make_one_campaign():
+    events: list[Event] = []
+    settings = Settings(seed=3, max_examples=900, max_time=120.0)
+    finished = run_parallel(find("kernels.reference"), settings, None, events.append, 2)
+    assert finished.missed == ()
+    assert finished.executed == 900
+    drawn = [event for event in events if isinstance(event, Example)]
+    assert [event.examples for event in drawn] == list(range(1, 901))
+    assert drawn[-1].reached == len(finished.reached)
+    assert sum(isinstance(event, Started) for event in events) == 1
+
+
+def test_several_jobs_report_a_bucket_once():
+    events: list[Event] = []
+    run_parallel(hostile("exits"), Settings(seed=3, max_time=40.0, max_findings=3), None, events.append, 2)
+    buckets = [event.finding.bucket for event in events if isinstance(event, Minimized)]
+    assert len(buckets) == len(set(buckets)) >= 2
 
 
 def test_a_target_that_cannot_be_imported_is_one_finding_and_ends_the_campaign(tmp_path):
