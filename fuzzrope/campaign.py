@@ -80,6 +80,8 @@ def run_campaign(target: Target, settings: Settings, folder: Path | None, emit: 
             pass
         except KeyboardInterrupt:
             campaign.interrupted = True
+            if not campaign.strata:
+                campaign.declare()
         campaign.notebook.give_up()
         finished = campaign.finished()
     emit(finished)
@@ -116,13 +118,13 @@ class _Campaign:
             outcome = self.runner.run(case)
             observed |= {value for launch in outcome.launches for _, value in launch.constants}
             verdicts.append((case, judge(case, outcome, self.target)))
-            if outcome.phase == "load" and outcome.status != "returned":
-                self._declare()
+            if outcome.phase == "load":
+                self.declare()
                 self.notebook.settle(case, verdicts[-1][1], minimize=False)
                 return
         blocks = tuple(sorted(n for n in observed if 8 <= n <= 1024 and n & (n - 1) == 0))
         self.blocks = blocks or DEFAULT_BLOCKS
-        self._declare()
+        self.declare()
         for case, verdict in verdicts:
             self._count(case, verdict)
             self.notebook.settle(case, verdict)
@@ -134,7 +136,8 @@ class _Campaign:
             if self._mine(index):
                 self._round({}, FREE_ROUND, f"free#{index}")
 
-    def _declare(self) -> None:
+    def declare(self) -> None:
+        """Fix the strata that the engine can visit, and say so."""
         every = self.operation.strata(self.blocks)
         reasons: dict[str, str] = {}
         for stratum in every:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import secrets
@@ -112,6 +113,8 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
     TARGET is a registered name (see `fuzzrope list`) or a file.py that defines ModelNew; without one,
     kernels.ModelNew is judged.
     """
+    if options["max_time"] is not None and not math.isfinite(options["max_time"]):
+        raise Usage("--max-time: expected a number of seconds")
     seed = options["seed"]
     if seed is None:
         seed = 0 if os.environ.get("CI") else secrets.randbelow(2**31)
@@ -324,3 +327,7 @@ def main() -> None:
         sys.exit(EXIT_INTERNAL)
     except BrokenPipeError:
         os._exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"fuzzrope: {where}{error.strerror or error}", err=True)
+        sys.exit(EXIT_INTERNAL)

@@ -13,6 +13,7 @@ from fuzzrope import corpus, shrink
 from fuzzrope.case import Case
 from fuzzrope.events import Event, Minimized, Seen
 from fuzzrope.findings import Finding, worst
+from fuzzrope.findings import finding as make_finding
 from fuzzrope.judge import Verdict
 from fuzzrope.settings import Settings
 from fuzzrope.targets import Target
@@ -113,12 +114,25 @@ class Notebook:
         smallest, complete = shrink.minimize(case, keep, self._simpler)
         final = self._confirm(smallest)
         again = next((f for f in final.findings if f.bucket == finding.bucket), None)
-        if again is None or self._open is None:
-            return
+        assert self._open is not None
         raw = self._open[2]
+        if again is None:
+            self._irreproducible(finding, case, raw)
+            return
         path = self._keeper.save(smallest, final, again, "" if complete else "minimizing ran out of time")
         if raw != path:
             self._keeper.drop(raw)
         self._open = None
         self.known.add(finding.bucket)
         self._emit(Minimized(again, smallest, path, complete, steps))
+
+    def _irreproducible(self, finding: Finding, case: Case, raw: Path | None) -> None:
+        """The smallest case does not show it in a fresh process; if the first one neither, that is the flaw."""
+        if finding.kind in ("timeout", "oom") or finding.bucket in self._confirm(case).buckets:
+            return
+        message = f"{finding.message}; the same case alone in a fresh process does not show it"
+        self._open = None
+        self.known |= {finding.bucket, f"stateful:{finding.bucket}"}
+        self._keeper.drop(raw)  # a case that shows nothing by itself cannot be replayed
+        stateful = make_finding("stateful", message, output=finding.output, detail=finding.kind)
+        self._emit(Minimized(stateful, case, None, complete=True, steps=0))

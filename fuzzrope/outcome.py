@@ -80,7 +80,7 @@ class ReplyError(Exception):
 def _text(value: Any, limit: int = 2000) -> str:
     if not isinstance(value, str):
         raise ReplyError("expected a text")
-    return "".join(c if c.isprintable() else "�" for c in value[:limit])
+    return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in value[:limit])
 
 
 def _int(value: Any) -> int:

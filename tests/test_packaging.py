@@ -40,7 +40,7 @@ def test_the_constraints_pin_a_pair_of_torch_and_triton_that_belong_together():
 
 def test_the_package_declares_its_command_and_ships_its_types():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["scripts"] == {"fuzzrope": "fuzzrope.cli:main"}
+    assert project["project"]["scripts"] == {"fuzzrope": "fuzzrope.__main__:main"}
     assert {"test", "dev"} <= set(project["project"]["optional-dependencies"])
     for package in ("fuzzrope", "kernels"):
         assert (ROOT / package / "py.typed").exists()

@@ -44,6 +44,9 @@ def judge(case: Case, outcome: Outcome, target: Target) -> Verdict:
     if outcome.status in _DEATHS:
         found.append(_death(outcome))
         return verdict
+    if outcome.phase == "load":
+        found += _judge_raised(outcome, None, "", target) if outcome.raised else []
+        return verdict
     operation = OPERATIONS[case.operation]
     found += judge_accesses(outcome)
     inputs = build(case)
@@ -57,11 +60,12 @@ def judge(case: Case, outcome: Outcome, target: Target) -> Verdict:
     if rejected and target.level == "strict":
         found.append(finding("no_exception", f"it returned although {rejected}", detail=rejected.split()[0]))
         return verdict
+    if rejected:
+        return verdict  # outside the contract, and the values level demands nothing there
     if expected is None:
         found.append(finding("no_exception", f"it returned; the reference raises {error}", detail="reference"))
         return verdict
-    if not rejected:
-        found += _judge_outputs(case, outcome, target, operation, inputs, expected, verdict)
+    found += _judge_outputs(case, outcome, target, operation, inputs, expected, verdict)
     return verdict
 
 
@@ -83,7 +87,9 @@ def _judge_raised(outcome: Outcome, rejected: str | None, error: str, target: Ta
     raised = outcome.raised
     assert raised is not None
     function = raised.where.rpartition(" in ")[2]
-    said = f"{raised.type}: {(raised.message.splitlines() or [''])[0][:200]}"
+    said = f"{raised.type}: {raised.message[:200]}"
+    if outcome.phase == "load":
+        said = f"it could not be loaded: {said}"
     if raised.where:
         said += f" ({raised.where})"
     detail = f"{raised.type}:{function}" if function else raised.type

@@ -114,7 +114,7 @@ def _draw_sizes(plan: _Plan, blocks: tuple[int, ...]) -> dict[str, int]:
     widths = {"least": (2,), "greatest": (256,), "power of two": (4, 16, 64), "no power of two": (6, 10, 34, 100)}
     drawn = {
         "B": plan.choose("B", (1, 2, 3, 0)),
-        "Hq": plan.choose("Hq", (1, 2, 3, 5, 0)),
+        "Hq": plan.choose("Hq", (1, 2, 3, 5, 8, 7, 12, 0)),
         "S": plan.choose("S", small + borders),
         "D": plan.choose("D", widths[kind] if kind else (2, 4, 6, 8, 16, 18, 32, 34, 64, 66, 100, 128, 130, 256, 0)),
     }
@@ -163,7 +163,7 @@ def _draw_shapes(plan: _Plan, sizes: Mapping[str, int], relation: str) -> dict[s
     kind = plan.choose("heads", HEADS) if relation == "separate" or "heads" in pins else "equal"
     batch_k, heads_k, seq_k = batch, heads, seq
     if kind == "fewer for k":
-        heads_k = max(heads // 2, 1) if heads != 1 else 1
+        heads_k = max(heads // plan.draw(st.sampled_from((2, 4, heads))), 1) if heads > 1 else 1
     elif kind == "more for k":
         heads_k = heads + 1
     elif kind == "other batch":
@@ -182,7 +182,7 @@ def _draw_shapes(plan: _Plan, sizes: Mapping[str, int], relation: str) -> dict[s
     rows, half = seq, width // 2
     cos: tuple[int, int] = (rows, half)
     if tables == "longer":
-        cos = (rows + plan.draw(st.integers(1, 4)), half)
+        cos = (rows + plan.draw(st.sampled_from((1, 2, 3, 17, 64, 3 * rows + 1))), half)
     elif tables == "one row":
         cos = (1, half)
     elif tables == "one column":

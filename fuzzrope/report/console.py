@@ -114,7 +114,8 @@ class ConsoleReport:
             self.console.print(Text(f"  {form}{extra}{shared}  {spec.values.kind}", style="dim"), soft_wrap=True)
         if not found.complete:
             self.console.print(Text("  (not minimized to the end)", style="yellow"))
-        self.console.print(Text(f"  {replay_command(found)}", style="cyan"), soft_wrap=True)
+        command = replay_command(found, self._run.targets[-1].started)
+        self.console.print(Text(f"  {command}", style="cyan"), soft_wrap=True)
 
     def _table(self, run: TargetRun) -> Group:
         done = run.finished
@@ -124,7 +125,14 @@ class ConsoleReport:
             errors.add_column(heading, justify="left" if heading in ("dtype", "worst case") else "right")
         for dtype, e in sorted(done.errors.items()):
             ratio = "–" if e.rms_ratio is None else f"{e.rms_ratio:.3f}"
-            errors.add_row(dtype, f"{e.count:,}", f"{e.over_bound:.3f}", f"{e.max_ulp:,} ulp", ratio, e.worst_case)
+            errors.add_row(
+                dtype,
+                f"{e.count:,}",
+                f"{e.over_bound:.3f}",
+                f"{e.max_ulp:,} ulp" if e.max_ulp < 10**6 else f"{e.max_ulp:.0e} ulp",
+                ratio,
+                e.worst_case,
+            )
         strata = Table(
             title="strata: the regions this campaign promised to visit", title_justify="left", title_style=""
         )
@@ -132,8 +140,8 @@ class ConsoleReport:
             strata.add_column(heading, justify="right" if heading == "reached" else "left")
         for row in self._strata_rows(run):
             strata.add_row(*row)
-        rows = [errors] if done.errors else []
-        return Group(*rows, strata, *self._closing(run))
+        rows = [*([errors] if done.errors else []), *([strata] if done.executed else [])]
+        return Group(*rows, *self._closing(run))
 
     def _strata_rows(self, run: TargetRun) -> list[tuple[str, str, str]]:
         declared: Counter[str] = Counter()

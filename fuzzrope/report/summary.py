@@ -64,8 +64,8 @@ class Run:
         return EXIT_PASS
 
 
-def replay_command(found: Found) -> str:
+def replay_command(found: Found, started: Started) -> str:
     """The command that shows a finding again."""
     if found.path is None:
-        return "run again with --corpus DIR to keep the case"
+        return f"fuzzrope fuzz {started.target.name} --seed {started.seed}"
     return f"fuzzrope replay {found.path}"

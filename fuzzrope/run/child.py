@@ -17,11 +17,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from fuzzrope.build import Built, build
 from fuzzrope.case import Case
-from fuzzrope.run import cuda, wire
+from fuzzrope.run import cuda, driver, wire
 from fuzzrope.run.facade import CudaFacade, pretend_cuda
 from fuzzrope.run.interpret import Engine, Unsupported
 from fuzzrope.run.loading import load
@@ -57,6 +58,7 @@ class _Runner:
         self.counter: cuda.LaunchCounter | None = None
         if device == "cpu":
             pretend_cuda()
+            driver.install()
             self.facade = CudaFacade()
             self.engine = Engine()
             self.engine.install()
@@ -145,15 +147,17 @@ class _Runner:
         outputs = []
         for i, item in enumerate(items):
             outputs.append(self._output(item, known, blobs))
-            if type(item) is torch.Tensor:
+            if type(item) is torch.Tensor and item.layout is torch.strided:
                 known[f"#{i}"] = item
-        return type(result).__name__, outputs
+        return "tuple" if isinstance(result, tuple) else type(result).__name__, outputs
 
     def _output(self, item: Any, known: dict[str, torch.Tensor], blobs: list[bytes]) -> dict[str, Any]:
         form: dict[str, Any] = {"type": type(item).__name__, "dtype": "", "device": "", "shape": [], "strides": []}
         form |= {"shares": [], "has_data": False}
-        if type(item) is not torch.Tensor or item.layout is not torch.strided:
+        if type(item) is not torch.Tensor:
             return form
+        if item.layout is not torch.strided:
+            return form | {"type": str(item.layout)}
         device = self.facade.device_of(item) if self.facade is not None else item.device
         form |= {
             "dtype": str(item.dtype).removeprefix("torch."),
@@ -198,13 +202,24 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors live in the same storage and span common addresses."""
+    """Whether two tensors share an element's address; they may interleave without."""
     if one.device != other.device or one.device.type == "meta":
         return False
     if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
         return False
     (a, b), (c, d) = _span(one), _span(other)
-    return max(a, c) < min(b, d)
+    if max(a, c) >= min(b, d):
+        return False
+    return bool(np.intersect1d(_places(one), _places(other)).size)
+
+
+def _places(tensor: torch.Tensor) -> np.ndarray:
+    """Byte addresses of the elements."""
+    total = np.array([tensor.data_ptr()], dtype=np.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        steps = np.arange(size if stride else min(size, 1), dtype=np.int64) * stride * tensor.element_size()
+        total = np.add.outer(total, steps).reshape(-1)
+    return total
 
 
 def _where(error: BaseException) -> str:
@@ -212,7 +227,11 @@ def _where(error: BaseException) -> str:
     place = ""
     ours = os.path.dirname(os.path.abspath(__file__))
     for frame in traceback.extract_tb(error.__traceback__):
-        if "site-packages" not in frame.filename and not frame.filename.startswith(ours):
+        if (
+            "site-packages" not in frame.filename
+            and "<frozen" not in frame.filename
+            and not frame.filename.startswith(ours)
+        ):
             place = f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}"
     return place
 

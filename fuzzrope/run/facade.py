@@ -22,6 +22,7 @@ from fuzzrope.build import FRESH, Memory
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
+DEFAULT_DEVICE = [CPU]  # what torch.set_default_device was told
 POISON_UP_TO = 2**28  # bytes; larger allocations stay as the system gives them
 
 _PLAIN = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.arange}
@@ -32,7 +33,11 @@ _LIKE |= {torch.Tensor.new_empty, torch.Tensor.new_zeros, torch.Tensor.new_ones,
 _LIKE |= {torch.Tensor.new_empty_strided, torch.Tensor.new_tensor, torch.randint_like}
 _FRESH = {torch.empty, torch.empty_strided, torch.empty_like, torch.Tensor.new_empty, torch.Tensor.new_empty_strided}
 #: Functions that may see both kinds of tensor.
-_MIXED_ALLOWED = {torch.Tensor.copy_, torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
+_MIXED_ALLOWED = {
+    torch.Tensor.copy_,
+    torch._has_compatible_shallow_copy_type,
+    vars(torch._C.TensorBase)["data"].__set__,
+}
 
 
 def tensors_in(value: Any) -> Iterable[torch.Tensor]:
@@ -104,18 +109,17 @@ class CudaFacade(TorchFunctionMode):
 
     def _create(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         device = kwargs.get("device")
+        kwargs.pop("pin_memory", None)
         if device is not None:
             kind = torch.device(device) if isinstance(device, (str, torch.device)) else CUDA
             if kind.type == "meta":
                 return func(*args, **kwargs)
             host = kind.type == "cpu"
             kwargs["device"] = CPU
-            if kwargs.get("pin_memory"):
-                kwargs["pin_memory"] = False
         elif func in _LIKE or func is torch.as_tensor:
             host = not isinstance(args[0], torch.Tensor) or self.is_host(args[0])
         else:
-            host = True
+            host = DEFAULT_DEVICE[0].type == "cpu"
         result = func(*args, **kwargs)
         if func in _FRESH:
             result = self._poisoned(result)
@@ -183,19 +187,25 @@ def _to(facade: CudaFacade, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> 
     if isinstance(device, (str, torch.device)):
         kind = torch.device(device).type
         if kind == "meta":
-            return tensor.to(*args, **{**kwargs, "device": device})
+            return tensor.to(device="meta", **rest)
         host = kind == "cpu"
     elif device is not None:
         host = False
     return facade.move(tensor, host, **rest)
 
 
+def _type_as(facade: CudaFacade, tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return facade.move(tensor, facade.is_host(other), dtype=other.dtype)
+
+
+def _type(facade: CudaFacade, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    if args or kwargs:
+        return tensor.type(*args, **kwargs)
+    return tensor.type() if facade.is_host(tensor) else tensor.type().replace("torch.", "torch.cuda.", 1)
+
+
 def _same(facade: CudaFacade, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     return tensor
-
-
-def _nothing(facade: CudaFacade, *args: Any, **kwargs: Any) -> None:
-    return None
 
 
 def _is_pinned(facade: CudaFacade, *args: Any, **kwargs: Any) -> bool:
@@ -210,7 +220,8 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.cuda: _cuda,
     torch.Tensor.to: _to,
     torch.Tensor.pin_memory: _same,
-    torch.Tensor.record_stream: _nothing,
+    torch.Tensor.type_as: _type_as,
+    torch.Tensor.type: _type,
     torch.Tensor.is_pinned: _is_pinned,
 }
 
@@ -299,6 +310,7 @@ def pretend_cuda() -> None:
         "mem_get_info": always((PROPERTIES.total_memory, PROPERTIES.total_memory)),
         "manual_seed": always(None),
         "manual_seed_all": always(None),
+        "is_current_stream_capturing": always(False),
         "current_stream": lambda *args, **kwargs: _Stream(),
         "default_stream": lambda *args, **kwargs: _Stream(),
         "stream": _null_context,
@@ -309,3 +321,10 @@ def pretend_cuda() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
+    for name in ("range_push", "range_pop", "mark", "range_start", "range_end"):
+        setattr(torch.cuda.nvtx, name, always(None))
+    torch.cuda.nvtx.range = _null_context
+    # These do not pass through torch functions, or check their arguments before.
+    setattr(torch.Tensor, "record_stream", always(None))  # noqa: B010 - an assignment that type checkers refuse
+    torch.set_default_device = lambda device: DEFAULT_DEVICE.__setitem__(0, torch.device(device or "cpu"))
+    torch.get_default_device = lambda: DEFAULT_DEVICE[0]

@@ -163,10 +163,25 @@ class Engine:
                 for y in range(full[1]):
                     for z in range(full[2]):
                         builder.set_grid_idx(x, y, z)
-                        this.fn(**values)
+                        self._program(this.fn, values)
         finally:
             scope.restore()
             self.views, self.kernel = outer
+
+    @staticmethod
+    def _program(fn: Any, values: dict[str, Any]) -> None:
+        """Run one program. What the interpreter does not know is its gap, not the kernel's fault.
+
+        For example, it makes loop counters Python integers, which have no ``to``.
+        """
+        try:
+            fn(**values)
+        except (AttributeError, TypeError, NotImplementedError) as error:
+            raise Unsupported(f"Triton's interpreter cannot run {fn.__name__}: {error}") from error
+        except interpreter.InterpreterError as error:
+            if isinstance(error.__cause__, (AttributeError, TypeError, NotImplementedError)):
+                raise Unsupported(f"Triton's interpreter cannot run {fn.__name__}: {error.__cause__}") from error
+            raise
 
     def _views(self, bound: dict[str, Any]) -> list[View]:
         views: list[View] = []
@@ -189,7 +204,9 @@ class Engine:
     def _checked(self, what: str, ptrs: Any, mask: Any) -> Any:
         """The mask without the lanes that leave every storage; lanes that leave every view are recorded."""
         address = ptrs.data.astype(np.int64, copy=False)
-        active = np.broadcast_to(mask.data != 0, address.shape)
+        # A block pointer's mask is a bare array, every other one a handle around one.
+        handle = isinstance(mask, interpreter.TensorHandle)
+        active = np.broadcast_to((mask.data if handle else mask) != 0, address.shape)
         if not active.any():
             return mask
         width = max(ptrs.get_element_ty().primitive_bitwidth // 8, 1)
@@ -213,7 +230,7 @@ class Engine:
             safe |= (live >= view.storage[0]) & (live + width <= view.storage[1])
         kept = active.copy()
         kept[active] = safe
-        return interpreter.TensorHandle(kept, mask.dtype)
+        return interpreter.TensorHandle(kept, mask.dtype) if handle else kept
 
     def _record(self, what: str, message: str, lanes: int, kernel: str) -> None:
         line = _source_line()

@@ -165,12 +165,19 @@ class Runner:
 
         An outcome whose ``phase`` is ``load`` says that the target could not even be imported.
         """
-        if self._child is None:
-            self._child = self._spawn()
-            outcome = self._exchange(None, LOAD_SECONDS)
-            if outcome.status != "returned" or self._child is None:
-                return replace(outcome, phase="load")
-        return self._exchange(case, seconds or self.limits.seconds)
+        loading = self._child is None
+        try:
+            if loading:
+                self._child = self._spawn()
+                outcome = self._exchange(None, LOAD_SECONDS)
+                if outcome.status != "returned" or self._child is None:
+                    return replace(outcome, phase="load")
+            return self._exchange(case, seconds or self.limits.seconds)
+        except (RunnerError, wire.ClosedError, wire.LateError):
+            self.close()
+            self._start()
+            phase = "load" if loading else "run"
+            return Outcome("tampered", "it killed the process that watches over it", phase=phase)
 
     def _exchange(self, case: Case | None, seconds: float) -> Outcome:
         assert self._child is not None

@@ -43,8 +43,16 @@ _CALLABLE: tuple[type, ...] = (
     types.GetSetDescriptorType,
 )
 _CALLABLE += (types.WrapperDescriptorType, type)
-#: Python itself rebinds these.
-_IGNORED = {"builtins._", "sys.stdout", "sys.stderr", "sys.stdin", "sys.excepthook", "sys.displayhook"}
+#: Python rebinds these itself; importing torch._dynamo rebinds the last.
+_IGNORED = {
+    "torch.manual_seed",
+    "builtins._",
+    "sys.stdout",
+    "sys.stderr",
+    "sys.stdin",
+    "sys.excepthook",
+    "sys.displayhook",
+}
 
 
 def _settings() -> dict[str, Any]:

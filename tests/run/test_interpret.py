@@ -55,7 +55,7 @@ PLANTED = {
         BODY,
         "load of 4 bytes",
     ),
-    "wild pointer": (LOAD.replace("x_ptr +", "x_ptr + 4000000000 +"), STORE, BODY, "past the end of x_ptr"),
+    "wild pointer": (LOAD.replace("x_ptr +", "x_ptr + 4000000000 +"), STORE, BODY, "load of 4 bytes"),
     "atomic past the end": (LOAD, "tl.atomic_add(out_ptr + offsets, value, mask=offsets <= n)", BODY, "atomic of 4"),
 }
 
