@@ -42,6 +42,7 @@ CHILD_SIDE = {
     "fuzzrope.run.loading",
     "fuzzrope.run.tamper",
     "fuzzrope.run.cuda",
+    "fuzzrope.run.driver",
 }
 #: The entrance of the child's process: started as a program, imported by nobody.
 CHILD_MAIN = "fuzzrope.run.zygote"

@@ -148,3 +148,19 @@ def test_a_target_that_cannot_be_imported_is_one_finding_and_ends_the_campaign(t
     assert found.finding.kind == "exception"
     assert found.complete
     assert finished.executed == 0
+
+
+def test_an_answer_that_depends_on_earlier_calls_is_called_stateful(tmp_path):
+    file = tmp_path / "remembers.py"
+    file.write_text(
+        "from fuzzrope.specimens.tiled import TiledRope\n"
+        "class ModelNew(TiledRope):\n"
+        "    calls = 0\n"
+        "    def forward(self, q, k, cos, sin):\n"
+        "        type(self).calls += 1\n"
+        "        return super().forward(q, k, cos, sin * 2 if self.calls > 20 else sin)[:3] + (sin[: q.shape[2]],)\n"
+    )
+    events, _ = collect(find(str(file)), max_time=60.0, max_findings=2)
+    found = [event for event in events if isinstance(event, Minimized)]
+    assert "stateful" in {event.finding.kind for event in found}
+    assert all(event.path is None for event in found)

@@ -262,4 +262,4 @@ def simpler(case: Case) -> list[Case]:
                     left = spec.shape[d] - (size - new) * per
                     changed[name] = replace(spec, shape=(*spec.shape[:d], left, *spec.shape[d + 1 :]))
             found.append(case.with_tensors(changed))
-    return found
+    return [candidate for candidate in found if not invalid_kind(candidate)]

@@ -93,3 +93,19 @@ def test_the_facade_leaves_nothing_behind():
         assert not before.is_cuda
     assert before.device.type == "cpu"
     assert torch.empty(3).device.type == "cpu"
+
+
+def test_modules_move_to_the_gpu(facade):
+    module = torch.nn.Linear(2, 2)
+    module.to("cuda")
+    assert module.weight.is_cuda
+    assert not module.cpu().weight.is_cuda
+
+
+def test_types_and_meta_copies_are_as_on_a_gpu(facade):
+    on_gpu = torch.ones(3, device="cuda")
+    assert on_gpu.type() == "torch.cuda.FloatTensor"
+    assert torch.ones(3).type() == "torch.FloatTensor"
+    assert torch.ones(3).type_as(on_gpu).is_cuda
+    assert on_gpu.to("meta").device.type == "meta"
+    assert torch.tensor([1.0, 2.0], pin_memory=True).device.type == "cpu"

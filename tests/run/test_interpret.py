@@ -127,3 +127,43 @@ def test_far_batches_are_checked_without_being_mapped(tmp_path):
     body = "kernel[(1,)](q[2, 0, 0], torch.empty(4, device='cuda'), 4, 1, 0, 0, 16)"
     _, verdict = run(tmp_path, LOAD, STORE, body, case)
     assert not any(f.kind == "out_of_bounds" for f in verdict.findings)
+
+
+BLOCK_POINTER = """
+import torch, triton
+import triton.language as tl
+
+@triton.autotune(configs=[triton.Config({{"BLOCK": 16}}), triton.Config({{"BLOCK": 32}})], key=["n"])
+@triton.jit
+def kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    source = tl.make_block_ptr(x_ptr, (n,), (1,), (0,), (BLOCK,), (0,))
+    target = tl.make_block_ptr(out_ptr, ({size},), (1,), (0,), (BLOCK,), (0,))
+    value = tl.load(source, boundary_check=(0,), padding_option="zero")
+    tl.store(target, value, boundary_check=(0,))
+
+class ModelNew:
+    def __call__(self, q, k, cos, sin):
+        assert triton.runtime.driver.active.get_current_target().backend == "cuda"
+        kernel[(1,)](cos, torch.empty_like(cos), cos.numel())
+        raise ValueError("done")
+"""
+
+
+@pytest.mark.parametrize(("size", "faulty"), [("n", False), ("n + 1", True)])
+def test_block_pointers_and_autotuning_run_and_are_checked(size, faulty, tmp_path):
+    file = tmp_path / "candidate.py"
+    file.write_text(BLOCK_POINTER.format(size=size))
+    target = find(str(file))
+    with Runner(target) as runner:
+        outcome = runner.run(rope_case())
+    assert outcome.raised is not None
+    assert outcome.raised.message == "done", outcome.raised
+    found = {f.kind for f in judge(rope_case(), outcome, target).findings}
+    assert ("out_of_bounds" in found) == faulty
+
+
+def test_what_the_interpreter_does_not_know_is_no_finding(tmp_path):
+    load = "for i in range(0, n):\n        i.to(tl.int64)\n    " + LOAD
+    outcome, verdict = run(tmp_path, load, STORE, BODY, rope_case())
+    assert outcome.status == "unsupported"
+    assert "cannot run kernel" in verdict.skipped
