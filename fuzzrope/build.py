@@ -18,6 +18,7 @@ from fuzzrope.values import expand
 
 GUARD = 4096  # bytes on either side of a storage
 PAGE = 4096
+APART = 2**26  # bytes of address space between storages: a stray pointer must not land in another by chance
 LAZY_FROM = 2**24  # bytes of storage from which it is mapped lazily
 
 #: NaNs with payloads that no computation makes: what lies around inputs, and what fresh memory holds.
@@ -44,14 +45,8 @@ class Memory:
         self.size, self.itemsize = size, itemsize
         self.pattern = np.array([pattern[itemsize]], dtype=f"<u{itemsize}").view(np.uint8)
         self.lazy = size >= LAZY_FROM
-        padded = -(-size // PAGE) * PAGE
-        total = GUARD + padded + GUARD
-        if self.lazy:
-            self.raw = _lazy(total)
-        else:
-            spare = np.empty(total - padded + size + 64, dtype=np.uint8)
-            start = -spare.ctypes.data % 64
-            self.raw = spare[start : start + GUARD + size + GUARD]
+        total = GUARD + (-(-size // PAGE) * PAGE if self.lazy else size) + GUARD
+        self.raw = _lazy(APART + total + APART)[APART : APART + total]
         self.start = GUARD
         self.inner = self.raw[GUARD : GUARD + size]
         edges = [0, *range((GUARD + size) // PAGE, -(-total // PAGE))] if self.lazy else []
