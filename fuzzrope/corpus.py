@@ -99,7 +99,7 @@ def save(path: Path, saved: Saved) -> None:
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # an interruption too must leave no temporary file
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise

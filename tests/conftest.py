@@ -20,7 +20,7 @@ HOSTILE = Path(__file__).parent / "hostile"
 def spec(name: str, shape: tuple[int, ...], dtype: str = "float32", **changes: object) -> TensorSpec:
     """A contiguous tensor of its own storage with normal values."""
     form = {"dtype": dtype, "shape": shape, "strides": dense(shape), "storage": name, "values": Values("normal", 1)}
-    return TensorSpec(**{**form, **changes})  # type: ignore[arg-type]
+    return TensorSpec(**{**form, **changes})  # type: ignore[arg-type]  # fields of several types by name
 
 
 def rope_case(

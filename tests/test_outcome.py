@@ -1,3 +1,8 @@
+"""A child's reply is a stranger's: malformed ones are refused as such, on the wire and after parsing.
+
+Long because it is mostly a table of malformed replies.
+"""
+
 import contextlib
 import copy
 import json

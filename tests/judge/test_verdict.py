@@ -38,7 +38,7 @@ def right(case: Case = CASE) -> Outcome:
 def with_output(index: int, **changes: object) -> Outcome:
     outcome = right()
     outputs = list(outcome.outputs)
-    outputs[index] = replace(outputs[index], **changes)  # type: ignore[arg-type]
+    outputs[index] = replace(outputs[index], **changes)  # type: ignore[arg-type]  # fields by name
     return replace(outcome, outputs=tuple(outputs))
 
 

@@ -1,4 +1,7 @@
-"""The contract of kernels.rope, in process without a GPU, and once under Triton's interpreter."""
+"""The contract of kernels.rope, in process without a GPU, and once under Triton's interpreter.
+
+Long because the contract is: one section a clause, sharing the layouts that are drawn.
+"""
 
 import ast
 import importlib

@@ -1,4 +1,7 @@
-"""The envelope of rope: what correct implementations may give lies inside, what wrong ones give does not."""
+"""The envelope of rope: what correct implementations may give lies inside, what wrong ones give does not.
+
+Long because the exact arithmetic and the variants it judges belong on one page.
+"""
 
 import functools
 import itertools
@@ -97,7 +100,7 @@ def operands(tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     x1, x2 = q[..., :half], q[..., half:]
     pairs = (x1, x2), (cos, cos), (x2, x1), (sin, -sin)
     shape = (*q.shape[:3], half)
-    return tuple(torch.cat([part.expand(shape) for part in pair], dim=-1) for pair in pairs)  # type: ignore[return-value]
+    return tuple(torch.cat([part.expand(shape) for part in pair], dim=-1) for pair in pairs)  # type: ignore[return-value]  # two pairs, two results
 
 
 def judged(got: torch.Tensor, tensors: Tensors, output: str = "q") -> Comparison:
