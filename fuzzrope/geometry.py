@@ -41,9 +41,8 @@ def layouts(rank: int) -> tuple[str, ...]:
     return ("contiguous", *permuted, *special, *(("far batch",) if rank == 4 else ()))
 
 
-#: Least sizes that let a layout be what it says, by rank: a permutation needs every dimension to count.
 def least_sizes(layout: str, rank: int) -> tuple[int, ...]:
-    """Sizes below which a tensor of this layout would not show it."""
+    """Sizes below which a tensor of this layout would not show it: a permutation needs every dimension."""
     if layout.startswith("permuted"):
         return (2,) * rank
     if layout == "far batch":

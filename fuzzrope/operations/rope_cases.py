@@ -43,12 +43,8 @@ class _Plan:
     draw: Draw
     pins: Mapping[str, Any]
 
-    def pick(self, key: str, strategy: Any) -> Any:
-        """The pinned choice of this key, or a drawn one."""
-        return self.pins[key] if key in self.pins else self.draw(strategy)
-
     def choose(self, key: str, choices: tuple[Any, ...]) -> Any:
-        """Like :meth:`pick` among alternatives, of which the first, plain one is drawn half the time."""
+        """The pinned choice of this key, or a drawn one; the first, plain one is drawn half the time."""
         if key in self.pins:
             return self.pins[key]
         return self.draw(st.sampled_from(choices)) if self.draw(st.booleans()) else choices[0]
