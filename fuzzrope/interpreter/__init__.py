@@ -1,0 +1,1 @@
+"""A CPU engine that executes Triton's intermediate representation."""
