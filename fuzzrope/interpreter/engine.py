@@ -1,0 +1,302 @@
+"""The engine ``ttir``: launches of any ``@triton.jit`` function run on the CPU as the IR that a GPU would get.
+
+It takes the place of Triton's compiler: what a launch gets back holds a NumPy program instead of a cubin.
+Everything before that (binding, specialization, autotuning, heuristics, compile errors) is Triton's own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from triton.compiler.compiler import ASTSource
+
+from fuzzrope.interpreter import formats, frontend
+from fuzzrope.interpreter.areas import Area
+from fuzzrope.interpreter.descriptors import Descriptor
+from fuzzrope.interpreter.machine import Machine
+from fuzzrope.interpreter.program import Program
+from fuzzrope.interpreter.translate import UnknownOperationError
+
+MAX_GRID = (2**31 - 1, 65535, 65535)
+MEMORY = 2**30  # bytes that the values of one chunk may take
+KEPT_LAUNCHES = 100
+
+
+class Unsupported(BaseException):  # noqa: N818 - targets must not catch it by accident
+    """The engine cannot run this; it says nothing about the target. Not for targets to catch."""
+
+
+class LaunchRefusedError(RuntimeError):
+    """What the driver would say to this launch."""
+
+
+class Engine:
+    """Runs launches and keeps what they did; one a process.
+
+    Attributes:
+        launches: name, grid and integer constexprs of each launch.
+        accesses: what was noticed, by kind, kernel and source line.
+        memory: cap in bytes on the values of the programs that run at once.
+        is_host: tells tensors that a kernel may not touch.
+        fresh: gives the pattern that a storage (by first byte) held when it was allocated, or None.
+    """
+
+    name = "ttir"
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.launches: list[dict[str, Any]] = []
+        self.accesses: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.memory = memory
+        self.is_host: Callable[[torch.Tensor], bool] = lambda tensor: False
+        self.fresh: Callable[[int], int | None] = lambda address: None
+        self.programs: dict[str, Program] = {}
+        self._taken: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    def reset(self) -> None:
+        """Forget the last case."""
+        self.launches.clear()
+        self.accesses.clear()
+        self._taken.clear()
+
+    def install(self) -> None:
+        """Take the place of Triton's compiler, and note whose address is asked for. See :meth:`uninstall`."""
+        original, data_ptr = triton.compiler.compile, torch.Tensor.data_ptr
+
+        def noted(tensor: torch.Tensor) -> int:
+            address = data_ptr(tensor)
+            if len(self._taken) < 4096:
+                self._taken[address] = weakref.ref(tensor)
+            return address
+
+        triton.compiler.compile = self.compile
+        torch.Tensor.data_ptr = noted  # type: ignore[method-assign, assignment] # it is a plain method
+
+        def undo() -> None:
+            triton.compiler.compile = original
+            torch.Tensor.data_ptr = data_ptr  # type: ignore[method-assign] # as above
+
+        self._undo.append(undo)
+
+    def uninstall(self) -> None:
+        """Put back what :meth:`install` replaced. Kernels launched in between keep running here."""
+        while self._undo:
+            self._undo.pop()()
+
+    def compile(self, src: Any, target: Any = None, options: Any = None, _env_vars: Any = None) -> Kernel:
+        """What Triton calls instead of its compiler."""
+        if type(src) is not ASTSource:
+            raise Unsupported(f"the CPU engine runs Triton kernels, not {type(src).__name__}")
+        target = target or triton.runtime.driver.active.get_current_target()
+        text, key = frontend.ttir(src, target, dict(options or {}))
+        return Kernel(self, src, target, dict(options or {}), text, key)
+
+    def program(self, key: str, text: str) -> Program:
+        """The program of a variant, translated once a process."""
+        found = self.programs.get(key)
+        if found is None:
+            try:
+                found = self.programs[key] = Program(text)
+            except UnknownOperationError as error:
+                raise Unsupported(str(error)) from None
+        return found
+
+    def reachable(self) -> list[Area]:
+        """The views whose address the target has asked for: pointers in memory may lead there."""
+        tensors = [reference() for reference in self._taken.values()]
+        return [self.area(f"a {tuple(t.shape)} tensor", t) for t in tensors if t is not None and t.numel()]
+
+    def area(self, name: str, tensor: torch.Tensor) -> Area:
+        """The memory of a tensor argument."""
+        area = Area(name, tensor)
+        area.fresh = self.fresh(area.storage[0])
+        return area
+
+    def record(self, what: str, kernel: str, line: str, message: str, lanes: int) -> None:
+        """Note something, once for each kernel and source line."""
+        known = self.accesses.get((what, kernel, line))
+        if known is not None:
+            known["lanes"] += lanes
+        elif len(self.accesses) < 100:
+            entry = {"what": what, "kernel": kernel, "line": line, "message": message, "lanes": lanes}
+            self.accesses[what, kernel, line] = entry
+
+
+class Kernel:
+    """What a launch gets for a variant: stands in for Triton's ``CompiledKernel``."""
+
+    function = None
+    n_regs, n_spills, n_max_threads = 64, 0, 1024
+
+    def __init__(
+        self, engine: Engine, src: ASTSource, target: Any, options: dict[str, Any], text: str, key: str
+    ) -> None:
+        self.engine, self.src, self.name, self.hash = engine, src, src.fn.__name__, key
+        self.asm = {"ttir": text}
+        self.program: Program | None = None
+        fields = {**options, "name": self.name, "target": target, "shared": 0, "hash": key}
+        self.metadata = namedtuple("KernelMetadata", sorted(fields))(**fields)  # noqa: PYI024 - as Triton's
+        self.packed_metadata = (options.get("num_warps", 4), options.get("num_ctas", 1), 0)
+        self.leaves: list[tuple[tuple[int, ...], str, str]] = []
+        names = list(src.signature)
+        for i, name in enumerate(names):
+            self._leaf((i,), name, src.signature[name])
+        self.constants = [
+            [names[path[0]], value]
+            for path, value in src.constants.items()
+            if len(path) == 1 and type(value) is int and path[0] in getattr(src.fn, "constexprs", ())
+        ]
+
+    def _leaf(self, path: tuple[int, ...], name: str, kind: Any) -> None:
+        if isinstance(kind, (tuple, list)):
+            for i, item in enumerate(kind):
+                self._leaf((*path, i), f"{name}[{i}]", item)
+        elif kind != "constexpr":
+            self.leaves.append((path, name, kind))
+
+    def _init_handles(self) -> None:
+        """Triton's own kernels load their binary here."""
+
+    def result(self) -> Kernel:
+        """Triton 3.6 waits for compilation."""
+        return self
+
+    def launch_metadata(self, grid: Any, stream: Any, *args: Any) -> None:
+        """No profiler is attached."""
+        return
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, stream: Any = None) -> None:
+            full = (*grid, 1, 1)[:3]
+            self.run(*full, stream, None, None, None, None, None, *args)
+
+        return launch
+
+    def run(
+        self, x: int, y: int, z: int, stream: Any, function: Any, packed: Any, metadata: Any, enter: Any, leave: Any,
+        *args: Any,
+    ) -> None:
+        """Execute one launch; raises what the driver or the kernel's own assertions would."""
+        with torch._C.DisableTorchFunction(), np.errstate(all="ignore"):
+            self._run((int(x), int(y), int(z)), args)
+
+    def _run(self, grid: tuple[int, int, int], args: tuple[Any, ...]) -> None:
+        engine, name = self.engine, self.name
+        if self.program is None:
+            self.program = engine.program(self.hash, self.asm["ttir"])
+        program = self.program
+        if len(engine.launches) < KEPT_LAUNCHES:
+            engine.launches.append({"kernel": name, "grid": list(grid), "constants": self.constants})
+        values, areas = self._arguments(args)
+        if any(not 0 <= n <= most for n, most in zip(grid, MAX_GRID, strict=True)):
+            line = f"{name}: grid {grid}"
+            engine.record("launch", name, line, f"grid {grid} is beyond the hardware's {MAX_GRID}", 1)
+            raise LaunchRefusedError("Triton Error [CUDA]: invalid argument")
+        programs = grid[0] * grid[1] * grid[2]
+        if programs == 0:
+            return
+        function, sites = program.variant(values, grid)
+
+        def report(what: str, site: Any, message: str, lanes: int) -> None:
+            kind = site.what if what == "out_of_bounds" else what
+            engine.record(kind, name, site.text(), message, lanes)
+
+        machine = Machine(grid, sites, report)
+        machine.areas = areas
+        machine.reachable = engine.reachable
+        machine.ordered = program.plain.ordered
+        _share(program, areas)
+        chunk = program.chunk(programs, engine.memory)
+        for first in range(0, programs, chunk):
+            machine.first, machine.count = first, min(chunk, programs - first)
+            if machine.ordered:
+                machine.log.next_program()
+            function(machine, None, _program_ids(grid, first, machine.count), *values)
+        machine.log.report()
+
+    def _arguments(self, args: tuple[Any, ...]) -> tuple[list[Any], list[Area]]:
+        """The values of the IR's arguments, and the memory among them."""
+        values: list[Any] = []
+        areas: list[Area] = []
+        assert self.program is not None
+        kinds = self.program.plain.args
+        for path, name, kind in self.leaves:
+            value = args[path[0]]
+            for index in path[1:]:
+                value = value[index]
+            if kind[0] == "*":
+                values.append(self._pointer(name, value))
+                areas.append(values[-1])
+            elif kind.startswith("tensordesc"):
+                area = self._pointer(name, value.base)
+                areas.append(area)
+                desc_kind = kinds[len(values)][1]
+                padding = getattr(value, "padding", "zero")
+                shape, strides = tuple(map(int, value.shape)), tuple(map(int, value.strides))
+                desc = Descriptor(area, desc_kind.to, 0, shape, strides, desc_kind.block, padding == "nan")
+                values.append(desc)
+                while len(values) < len(kinds) and len(values) - values.index(desc) <= 2 * len(shape):
+                    position = len(values) - values.index(desc) - 1
+                    values.append((*shape, *strides)[position])
+            else:
+                values.append(_scalar(value, kinds[len(values)][1].elem))
+        return values, areas
+
+    def _pointer(self, name: str, value: Any) -> Area:
+        tensor = value
+        while not isinstance(tensor, torch.Tensor) and hasattr(tensor, "base"):
+            tensor = tensor.base  # triton.reinterpret wraps a tensor
+        if not isinstance(tensor, torch.Tensor):
+            raise Unsupported(f"argument {name} of {self.name} is a pointer without a tensor")
+        if self.engine.is_host(tensor):
+            raise ValueError(f"Pointer argument ({name}) cannot be accessed from Triton (cpu tensor?)")
+        return self.engine.area(name, tensor)
+
+
+def _scalar(value: Any, elem: str) -> Any:
+    if elem == "i1":
+        return bool(value)
+    if elem[0] == "i":
+        bits = int(elem[1:])
+        half = 1 << bits - 1
+        return ((int(value) + half) & ((1 << bits) - 1)) - half
+    if elem == "f64":
+        return np.float64(value)
+    single = np.float32(value)
+    if elem == "f32":
+        return single
+    return formats.round_to(np.full(1, value, np.float64), elem)[0]
+
+
+def _share(program: Program, areas: list[Area]) -> None:
+    """Mark the arguments whose storage this launch also writes: their loads are remembered."""
+    stores, loads = program.plain.stores, program.plain.loads
+    if None in stores:
+        written = {area.storage for area in areas}
+    else:
+        written = {area.storage for area in areas if area.name in stores}
+    for area in areas:
+        area.shared = area.storage in written and (area.name in loads or None in loads)
+
+
+_PIDS: dict[tuple[tuple[int, int, int], int, int], tuple[np.ndarray, ...]] = {}
+
+
+def _program_ids(grid: tuple[int, int, int], first: int, count: int) -> tuple[np.ndarray, ...]:
+    """Program numbers along x, y and z of a chunk, each (programs,) int32."""
+    key = (grid, first, count)
+    found = _PIDS.get(key)
+    if found is None:
+        number = np.arange(first, first + count, dtype=np.int64)
+        x, y = grid[0], grid[1]
+        found = tuple(n.astype(np.int32) for n in (number % x, number // x % y, number // (x * y)))
+        if len(_PIDS) > 512:
+            _PIDS.clear()
+        _PIDS[key] = found
+    return found

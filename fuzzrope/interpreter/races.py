@@ -1,0 +1,219 @@
+"""Races between programs: two that write different values to one address, one that reads what another writes.
+
+Accesses are remembered for one launch and compared at its end. Almost always every address was written
+once, which one pass over a table tells; only otherwise are addresses sorted and looked at one by one.
+Atomic operations are no race. In an ordered launch they also order what comes before one in a program
+and after one, at the same address, in another (release and acquire), so a lock protects what it guards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fuzzrope.interpreter.areas import Area, Lens
+
+Array = np.ndarray
+
+
+@dataclass(slots=True)
+class Access:
+    """One executed load or store: raw offsets in an area, with the mask they were chosen by."""
+
+    site: Any
+    area: Area
+    width: int
+    index: Array
+    raw: Array | None
+    chosen: Array | None
+    first: int
+    count: int
+    clock: dict[int, int]
+    time: int
+
+    def lanes(self) -> tuple[Array, Array]:
+        """Byte addresses and program numbers of its lanes."""
+        if self.chosen is None:
+            index = self.index
+            if index.shape[0] == 1 < self.count:
+                index = np.broadcast_to(index, (self.count, *index.shape[1:]))
+            programs = np.broadcast_to(np.arange(len(index)).reshape(-1, *(1,) * (index.ndim - 1)), index.shape)
+            flat = index.reshape(-1)
+        else:
+            chosen, flat = self.chosen, self.index
+            if chosen.shape[0] == 1 < self.count:
+                flat = np.tile(flat, self.count)
+                chosen = np.broadcast_to(chosen, (self.count, *chosen.shape[1:]))
+            programs = np.nonzero(chosen)[0]
+        return self.area.address + flat * self.width, programs.reshape(-1) + self.first
+
+    def bits(self, lanes: int) -> Array:
+        """The raw elements written, as unsigned integers (lanes,)."""
+        assert self.raw is not None
+        raw = self.raw.view(f"u{self.width}").astype(np.uint64)
+        if raw.size == 1:
+            return np.broadcast_to(raw.reshape(-1), (lanes,))
+        raw = raw.reshape(-1)
+        return raw if len(raw) == lanes else np.tile(raw, lanes // len(raw))
+
+
+@dataclass(slots=True)
+class Log:
+    """The accesses of one launch that may conflict, by storage."""
+
+    machine: Any
+    writes: dict[tuple[int, int], list[Access]] = field(default_factory=dict)
+    reads: dict[tuple[int, int], list[Access]] = field(default_factory=dict)
+    clock: dict[int, int] = field(default_factory=dict)
+    released: dict[int, dict[int, int]] = field(default_factory=dict)
+    time: int = 0
+
+    def write(self, site: Any, area: Area, lens: Lens, index: Array, raw: Array, chosen: Array | None) -> None:
+        """Remember a store."""
+        machine = self.machine
+        self.time += 1
+        access = Access(
+            site, area, lens.width, index, raw, chosen, machine.first, machine.count, self.clock, self.time
+        )
+        self.writes.setdefault(area.storage, []).append(access)
+
+    def read(self, site: Any, area: Area, elem: str, index: Array, m: Array | None) -> None:
+        """Remember a load from a storage that this launch also writes."""
+        machine = self.machine
+        self.time += 1
+        chosen = None
+        if m is not None:
+            shape = np.broadcast_shapes(m.shape, index.shape)
+            chosen = np.broadcast_to(m, shape)
+            index = np.broadcast_to(index, shape)[chosen]
+        width = area.lens(elem).width
+        access = Access(site, area, width, index, None, chosen, machine.first, machine.count, self.clock, self.time)
+        self.reads.setdefault(area.storage, []).append(access)
+
+    def synchronize(self, addresses: Array) -> None:
+        """An atomic operation of the one program of an ordered launch: it acquires, then releases."""
+        self.time += 1
+        mine = dict(self.clock)
+        for address in addresses.tolist():
+            for program, time in self.released.get(address, {}).items():
+                mine[program] = max(mine.get(program, -1), time)
+        after = mine | {self.machine.first: self.time}
+        for address in addresses.tolist():
+            self.released[address] = after
+        self.clock = mine
+
+    def next_program(self) -> None:
+        """The next program of an ordered launch begins: it has seen nothing."""
+        self.clock = {}
+
+    def report(self) -> None:
+        """Report the races of this launch."""
+        for storage, writes in self.writes.items():
+            reads = self.reads.get(storage, [])
+            if not self._apart(writes, reads):
+                self._examine(writes, reads)
+
+    @staticmethod
+    def _apart(writes: list[Access], reads: list[Access]) -> bool:
+        """Whether, quickly seen, no address was accessed twice: every one written once, none of them read."""
+        if len(writes) > 256:
+            return False
+        area, width = writes[0].area, writes[0].width
+        total = top = 0
+        for access in writes:
+            if access.area is not area or access.width != width:
+                return False
+            if access.index.shape[0] == 1 < access.count and access.chosen is None:
+                return False
+            if access.chosen is not None and access.chosen.shape[0] == 1 < access.count:
+                return False
+            total += access.index.size
+            if access.index.size:
+                top = max(top, int(access.index.max()))
+        if top > 64 * total + 65536 or any(a.area is not area or a.width != width for a in reads):
+            return False
+        table = np.zeros(top + 1, dtype=bool)
+        for access in writes:
+            table[access.index] = True
+        if np.count_nonzero(table) != total:
+            return False
+        return not any(table.take(a.index, mode="clip").any() for a in reads)
+
+    def _examine(self, writes: list[Access], reads: list[Access]) -> None:
+        """Compare neighbours among all accesses sorted by address and time; report each pair of sites once."""
+        everything = [*writes, *reads]
+        columns: list[tuple[Array, ...]] = []
+        for number, access in enumerate(everything):
+            addresses, programs = access.lanes()
+            bits = np.zeros(len(addresses), np.uint64) if access.raw is None else access.bits(len(addresses))
+            rank = np.full(len(addresses), number)
+            columns.append((addresses, programs, bits, rank, np.full(len(addresses), access.time)))
+        address, program, bits, rank, time = (np.concatenate(column) for column in zip(*columns, strict=True))
+        is_write = rank < len(writes)
+        if len({access.width for access in everything}) > 1:
+            unit = min(access.width for access in everything)
+            widths = np.array([access.width for access in everything])[rank] // unit
+            repeat = np.repeat(np.arange(len(address)), widths)
+            step = np.arange(len(repeat)) - np.repeat(np.cumsum(widths) - widths, widths)
+            address = address[repeat] + step * unit
+            program, bits, rank, time, is_write = (c[repeat] for c in (program, bits, rank, time, is_write))
+        order = np.lexsort((time, address))
+        address, program, bits, rank, is_write = (c[order] for c in (address, program, bits, rank, is_write))
+        starts = np.flatnonzero(np.r_[True, address[1:] != address[:-1]])
+        group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(address)]))
+        # A writer of each address, its first; then the others' accesses that are not ordered with it.
+        self._pairs(everything, address, program, bits, rank, is_write, group, starts)
+
+    def _pairs(
+        self,
+        everything: list[Access],
+        address: Array,
+        program: Array,
+        bits: Array,
+        rank: Array,
+        is_write: Array,
+        group: Array,
+        starts: Array,
+    ) -> None:
+        size = len(address)
+        position = np.arange(size)
+        # The last write at or before each access, within its address; and the first write of the address.
+        last = np.maximum.accumulate(np.where(is_write, position, -1))
+        last = np.where(last >= starts[group], last, -1)
+        previous = np.r_[-1, last[:-1]]
+        previous = np.where(previous >= starts[group], previous, -1)
+        first = np.full(len(starts), size)
+        np.minimum.at(first, group[is_write], position[is_write])
+        earlier = np.where(previous >= 0, previous, first[group])
+        valid = (earlier < size) & (earlier != position)
+        earlier = np.where(valid, earlier, 0)
+        conflict = valid & (program != program[earlier])
+        conflict &= ~is_write | (bits != bits[earlier])
+        seen: set[tuple[Any, Any]] = set()
+        for at in np.flatnonzero(conflict).tolist()[:100000]:
+            one, other = everything[rank[earlier[at]]], everything[rank[at]]
+            if _ordered(one, int(program[earlier[at]]), other, int(program[at])):
+                continue
+            key = (one.site.number, other.site.number)
+            if key in seen:
+                continue
+            seen.add(key)
+            lanes = int((conflict & (rank == rank[at])).sum())
+            self._say(one, int(program[earlier[at]]), other, int(program[at]), int(address[at]), lanes)
+
+    def _say(self, one: Access, first: int, other: Access, second: int, address: int, lanes: int) -> None:
+        machine = self.machine
+        offset = (address - other.area.address) // other.width
+        names = [machine.program(number - machine.first) for number in (first, second)]
+        what = "writes another value to" if other.raw is not None else "reads"
+        message = f"{names[1]} {what} element {offset} of {other.area.name}, which {names[0]} writes"
+        if one.site.number != other.site.number:
+            message += f" at {one.site.text()}"
+        machine.report("race", other.site, message, lanes)
+
+
+def _ordered(one: Access, first: int, other: Access, second: int) -> bool:
+    """Whether a lock or flag orders two accesses of an ordered launch."""
+    return other.clock.get(first, -1) > one.time or one.clock.get(second, -1) > other.time
