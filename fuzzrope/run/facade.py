@@ -133,7 +133,8 @@ class CudaFacade(TorchFunctionMode):
         if not 0 < size <= POISON_UP_TO:
             return blank
         memory = Memory(size, width, FRESH)
-        memory.inner.reshape(-1, width)[:] = memory.pattern
+        if memory.lazy:
+            memory.fill()
         self.fresh.append(memory)
         return torch.as_strided(memory.tensor(blank.dtype), blank.shape, blank.stride())
 
