@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from hypothesis import strategies as st
 
-from fuzzrope.build import offsets
+from fuzzrope.build import distinct, offsets
 from fuzzrope.case import ITEMSIZE, TensorSpec
 
 FAR = 2**30  # a stride, in elements, that takes a third batch beyond 32-bit offsets
 ALIGNMENT = 16  # bytes that a vectorized access wants
 
 
+@lru_cache
 def orders(rank: int) -> tuple[str, ...]:
     """All orders of the dimensions, outermost first, as digits; the first is row-major."""
     return tuple("".join(map(str, order)) for order in itertools.permutations(range(rank)))
@@ -34,6 +35,7 @@ def dense(shape: tuple[int, ...], order: str | None = None) -> tuple[int, ...]:
     return tuple(strides)
 
 
+@lru_cache
 def layouts(rank: int) -> tuple[str, ...]:
     """Names of all layouts of a tensor of this rank."""
     permuted = tuple(f"permuted {order}" for order in orders(rank)[1:])
@@ -98,10 +100,12 @@ def traits(spec: TensorSpec) -> set[str]:
     if all(strides[dim] == plain[dim] for dim in real):
         found.add("contiguous")
     elif len(real) == len(shape):
-        found |= {f"permuted {order}" for order in orders(len(shape))[1:] if strides == dense(shape, order)}
+        # Where all sizes exceed one, dense strides are told apart by their own order.
+        order = "".join(map(str, sorted(real, key=lambda dim: -strides[dim])))
+        found |= {f"permuted {order}"} if strides == dense(shape, order) else set()
     if any(strides[dim] == 0 for dim in real):
         found.add("expanded")
-    elif len(np.unique(offsets(spec))) < spec.numel:
+    elif not distinct(shape, strides) and len(set(offsets(spec).tolist())) < spec.numel:
         found.add("overlapping")
     elif real:
         inner = min(real, key=lambda dim: strides[dim])
