@@ -25,6 +25,7 @@ LAZY_FROM = 2**24  # bytes of storage from which it is mapped lazily
 GAP = {2: 0x7FEA, 4: 0x7FEAA55A, 8: 0x7FFAA55AA55AA55A}
 FRESH = {2: 0x7FD5, 4: 0x7FD5B66B, 8: 0x7FFB66BB66BB66BB}
 
+WORDS = {width: np.dtype(f"<u{width}") for width in (2, 4, 8)}
 DTYPES = {name: getattr(torch, name) for name in ITEMSIZE}
 
 
@@ -43,7 +44,7 @@ class Memory:
 
     def __init__(self, size: int, itemsize: int, pattern: dict[int, int]) -> None:
         self.size, self.itemsize = size, itemsize
-        self.pattern = np.array([pattern[itemsize]], dtype=f"<u{itemsize}").view(np.uint8)
+        self.word, self.unsigned = pattern[itemsize], WORDS[itemsize]
         self.lazy = size >= LAZY_FROM
         total = GUARD + (-(-size // PAGE) * PAGE if self.lazy else size) + GUARD
         self.raw = _lazy(APART + total + APART)[APART : APART + total]
@@ -57,7 +58,7 @@ class Memory:
     def _poison(self, low: int, high: int) -> None:
         width = self.itemsize
         low, high = low - low % width, high - high % width
-        self.raw[low:high].reshape(-1, width)[:] = self.pattern
+        self.raw[low:high].view(self.unsigned).fill(self.word)
 
     def spans(self) -> list[tuple[int, int]]:
         """The byte ranges of ``raw`` that are looked at: all of it, or the touched pages."""
@@ -94,9 +95,12 @@ class Memory:
 
     def guards_intact(self) -> bool:
         """Whether nothing was written outside the storage."""
-        width = self.itemsize
         bands = (self.raw[:GUARD], self.raw[self.start + self.size :])
-        return all(bool((band.reshape(-1, width) == self.pattern).all()) for band in bands)
+        return all(bool((band.view(self.unsigned) == self.word).all()) for band in bands)
+
+    def fill(self) -> None:
+        """Let the whole storage hold the pattern, pages that were not touched yet too."""
+        self.inner.view(self.unsigned).fill(self.word)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,19 @@ def offsets(spec: TensorSpec) -> np.ndarray:
     return total.reshape(-1)
 
 
+def distinct(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether each stride steps over all that lies within it, so that no two elements share a place.
+
+    Sufficient, not necessary: elements may also interleave without meeting.
+    """
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if stride <= reach:
+            return False
+        reach += (size - 1) * stride
+    return True
+
+
 def blank(spec: TensorSpec) -> torch.Tensor:
     """A tensor of the spec's shape and strides over bytes, for what depends on nothing else."""
     flat = torch.from_numpy(_lazy(spec.end)) if spec.end else torch.empty(0, dtype=torch.uint8)
@@ -125,29 +142,39 @@ def build(case: Case) -> Built:
     """Allocate and fill the inputs of a case; where views overlap, the first element and later view win."""
     memories: dict[str, Memory] = {}
     for _, spec in case.tensors:
-        width = ITEMSIZE[spec.dtype]
-        needed = max((s.end for _, s in case.tensors if s.storage == spec.storage), default=0) * width
         if spec.storage not in memories:
+            width = ITEMSIZE[spec.dtype]
+            needed = max(s.end for _, s in case.tensors if s.storage == spec.storage) * width
             memories[spec.storage] = Memory(needed, width, GAP)
-    made: dict[TensorSpec, torch.Tensor] = {}
+    made: list[tuple[TensorSpec, torch.Tensor]] = []
     tensors: dict[str, torch.Tensor] = {}
     for name, spec in case.tensors:
-        if spec not in made:
-            made[spec] = _fill(spec, memories[spec.storage])
-        tensors[name] = made[spec]
+        known = next((tensor for other, tensor in made if other == spec), None)
+        tensors[name] = _fill(spec, memories[spec.storage]) if known is None else known
+        made.append((spec, tensors[name]))
     return Built(tensors, memories)
 
 
 def _fill(spec: TensorSpec, memory: Memory) -> torch.Tensor:
     dtype = DTYPES[spec.dtype]
-    flat = memory.tensor(dtype)
-    if spec.numel:
-        places, first = np.unique(offsets(spec), return_index=True)
-        memory.touch(places)
-        width = ITEMSIZE[spec.dtype]
-        numbers = expand(spec.values, dtype, spec.numel)[torch.from_numpy(first)]
-        raw = numbers.view(torch.uint8).numpy().view(f"<u{width}")
-        memory.inner.view(f"<u{width}")[places] = raw
     if memory.size == 0:
         return torch.empty_strided(spec.shape, spec.strides, dtype=dtype)
-    return torch.as_strided(flat, spec.shape, spec.strides, spec.offset if spec.numel else 0)
+    if spec.numel:
+        _write(expand(spec.values, dtype, spec.numel), spec, memory)
+    return torch.as_strided(memory.tensor(dtype), spec.shape, spec.strides, spec.offset if spec.numel else 0)
+
+
+def _write(numbers: torch.Tensor, spec: TensorSpec, memory: Memory) -> None:
+    """Put the bits of the numbers (numel,) into the view; of those that meet in one place, the first."""
+    raw = numbers.view(torch.uint8).numpy().view(memory.unsigned)
+    # Of a dimension that takes no step, only the first index counts.
+    shape = tuple(n if stride else 1 for n, stride in zip(spec.shape, spec.strides, strict=True))
+    if not memory.lazy and distinct(shape, spec.strides):
+        width = memory.itemsize
+        steps = [stride * width for stride in spec.strides]
+        view = np.ndarray(shape, memory.unsigned, memory.inner, spec.offset * width, steps)
+        view[...] = raw.reshape(spec.shape)[tuple(map(slice, shape))]
+        return
+    places, first = np.unique(offsets(spec), return_index=True)
+    memory.touch(places)
+    memory.inner.view(memory.unsigned)[places] = raw[first]

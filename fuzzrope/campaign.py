@@ -94,7 +94,9 @@ class _Campaign:
         self.operation = OPERATIONS[target.operation]
         self.blocks: tuple[int, ...] = DEFAULT_BLOCKS
         self.strata: tuple[Stratum, ...] = ()
+        self._declared: frozenset[str] = frozenset()
         self.visits: Counter[str] = Counter()
+        self.reached: set[str] = set()
         self.errors: dict[str, Errors] = {}
         self.skipped: Counter[str] = Counter()
         self.examples = self.executed = 0
@@ -148,6 +150,7 @@ class _Campaign:
         left_out = Counter(stratum.group for stratum in every if stratum.name in reasons)
         reason_of = {stratum.group: reasons[stratum.name] for stratum in every if stratum.name in reasons}
         names = tuple(stratum.name for stratum in self.strata)
+        self._declared = frozenset(names)
         self.emit(Started(self.target, self.settings.seed, self.blocks, names, dict(left_out), reason_of))
 
     def _mine(self, index: int) -> bool:
@@ -197,6 +200,8 @@ class _Campaign:
             if self._fails(case):
                 raise _NewBucketError
 
+        # There is no database, and the key to it would be worked out from this file's text each time.
+        test._hypothesis_internal_database_key = b""  # type: ignore[attr-defined]
         with suppress(_NewBucketError):
             test()
         self._shrinking = None
@@ -263,12 +268,10 @@ class _Campaign:
             self.executed += 1
             strata = self.operation.classify(case, self.blocks)
             self.visits.update(strata)
+            self.reached |= strata & self._declared
         for dtype, errors in verdict.errors.items():
             self.errors.setdefault(dtype, Errors()).add(errors)
-        self.emit(Example(case, self.examples, strata, self._reached(), verdict.skipped))
-
-    def _reached(self) -> int:
-        return sum(1 for stratum in self.strata if self.visits[stratum.name])
+        self.emit(Example(case, self.examples, strata, len(self.reached), verdict.skipped))
 
     def _left(self) -> float:
         return self.settings.max_time - (time.monotonic() - self.started)
@@ -280,7 +283,7 @@ class _Campaign:
 
     def finished(self) -> Finished:
         """The summary of what was done."""
-        reached = frozenset(stratum.name for stratum in self.strata if self.visits[stratum.name])
+        reached = frozenset(self.reached)
         mine = [s for i, s in enumerate(self.strata) if self._mine(i)]
         return Finished(
             target=self.target,

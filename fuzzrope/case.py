@@ -13,6 +13,7 @@ import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from fuzzrope.text import one_line
@@ -110,7 +111,7 @@ class TensorSpec:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Case:
     """One run of an operation: its named inputs in order, and its options."""
 
@@ -142,7 +143,7 @@ class Case:
             "options": dict(self.options),
         }
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Twelve hex digits that name this case on every machine."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from hypothesis import strategies as st
-
-from fuzzrope.build import offsets
+from fuzzrope.build import distinct, offsets
 from fuzzrope.case import ITEMSIZE, TensorSpec
+from fuzzrope.strategies import BOOLEANS, integers, sampled
 
 FAR = 2**30  # a stride, in elements, that takes a third batch beyond 32-bit offsets
 ALIGNMENT = 16  # bytes that a vectorized access wants
 
 
+@lru_cache
 def orders(rank: int) -> tuple[str, ...]:
     """All orders of the dimensions, outermost first, as digits; the first is row-major."""
     return tuple("".join(map(str, order)) for order in itertools.permutations(range(rank)))
@@ -34,6 +34,7 @@ def dense(shape: tuple[int, ...], order: str | None = None) -> tuple[int, ...]:
     return tuple(strides)
 
 
+@lru_cache
 def layouts(rank: int) -> tuple[str, ...]:
     """Names of all layouts of a tensor of this rank."""
     permuted = tuple(f"permuted {order}" for order in orders(rank)[1:])
@@ -58,30 +59,30 @@ def arrange(draw: Any, shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     if layout.startswith("permuted"):
         return dense(shape, layout.split()[1])
     if layout == "sliced":
-        steps = [draw(st.integers(1, 3)) for _ in shape[:-1]] + [draw(st.integers(2, 3))]
+        steps = [draw(integers(1, 3)) for _ in shape[:-1]] + [draw(integers(2, 3))]
         whole = dense(tuple(n * step for n, step in zip(shape, steps, strict=True)))
         return tuple(stride * step for stride, step in zip(whole, steps, strict=True))
     if layout == "padded":
-        extra = [0] + [draw(st.integers(0, 2)) for _ in shape[1:-1]] + [draw(st.integers(1, 9))]
+        extra = [0] + [draw(integers(0, 2)) for _ in shape[1:-1]] + [draw(integers(1, 9))]
         return dense(tuple(n + more for n, more in zip(shape, extra, strict=True)))
     if layout == "expanded":
         wide = [dim for dim in range(rank) if shape[dim] > 1] or [0]
-        flat = {draw(st.sampled_from(wide))} | {dim for dim in wide if draw(st.booleans())}
+        flat = {draw(sampled(*wide))} | {dim for dim in wide if draw(BOOLEANS)}
         kept = dense(tuple(1 if dim in flat else n for dim, n in enumerate(shape)))
         return tuple(0 if dim in flat else stride for dim, stride in enumerate(kept))
     if layout == "overlapping":
         strides = list(dense(shape))
-        outer = draw(st.sampled_from([dim for dim in range(rank - 1) if shape[dim] > 1] or [0]))
-        strides[outer] = draw(st.integers(1, max(strides[outer] - 1, 1)))
+        outer = draw(sampled(*[dim for dim in range(rank - 1) if shape[dim] > 1] or [0]))
+        strides[outer] = draw(integers(1, max(strides[outer] - 1, 1)))
         return tuple(strides)
     if layout == "odd ones":
         odd = (7, 0, 1, 3, 2**20, 2**31 + 1)
         return tuple(
-            draw(st.sampled_from([o for o in odd if o != s])) if n == 1 else s
+            draw(sampled(*[o for o in odd if o != s])) if n == 1 else s
             for n, s in zip(shape, dense(shape), strict=True)
         )
     if layout == "far batch":
-        return (draw(st.sampled_from((FAR, FAR + 8, 2 * FAR))), *dense(shape)[1:])
+        return (draw(sampled(FAR, FAR + 8, 2 * FAR)), *dense(shape)[1:])
     return dense(shape)
 
 
@@ -98,10 +99,12 @@ def traits(spec: TensorSpec) -> set[str]:
     if all(strides[dim] == plain[dim] for dim in real):
         found.add("contiguous")
     elif len(real) == len(shape):
-        found |= {f"permuted {order}" for order in orders(len(shape))[1:] if strides == dense(shape, order)}
+        # Where all sizes exceed one, dense strides are told apart by their own order.
+        order = "".join(map(str, sorted(real, key=lambda dim: -strides[dim])))
+        found |= {f"permuted {order}"} if strides == dense(shape, order) else set()
     if any(strides[dim] == 0 for dim in real):
         found.add("expanded")
-    elif len(np.unique(offsets(spec))) < spec.numel:
+    elif not distinct(shape, strides) and len(set(offsets(spec).tolist())) < spec.numel:
         found.add("overlapping")
     elif real:
         inner = min(real, key=lambda dim: strides[dim])

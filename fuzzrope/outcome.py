@@ -80,6 +80,8 @@ class ReplyError(Exception):
 def _text(value: Any, limit: int = 2000) -> str:
     if not isinstance(value, str):
         raise ReplyError("expected a text")
+    if value.isprintable() and len(value) <= limit:
+        return value
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in value[:limit])
 
 

@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 
 #: Rooms from the ground up. A module imports from its own room and from those below it, never sideways.
 FLOORS = (
-    {"text"},
+    {"text", "strategies"},
     {"case", "findings", "targets", "numbers", "versions"},
     {"values", "outcome"},
     {"build"},

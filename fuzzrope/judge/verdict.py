@@ -119,7 +119,7 @@ def _judge_outputs(
         return [finding("type", message, detail="container")]
     if target.level == "strict" and outcome.container != "tuple":
         found.append(finding("type", "it returned a list, expected a tuple", detail="container"))
-    strides = _eager_strides(operation, case) if target.level == "strict" else {}
+    strides = _eager_strides(operation, case, expected) if target.level == "strict" else {}
     for name, output in zip(names, outcome.outputs, strict=True):
         reference = expected[name]
         form = _judge_form(name, output, reference)
@@ -180,11 +180,12 @@ def _judge_sharing(name: str, output: Output, operation: Operation, target: Targ
     return []
 
 
-def _eager_strides(operation: Operation, case: Case) -> dict[str, tuple[int, ...]]:
+def _eager_strides(operation: Operation, case: Case, expected: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Output strides of the reference on a GPU.
 
     On a CPU, eager PyTorch first converts operands of other dtypes into temporaries, whose strides then
     decide; a GPU converts while it computes. With one dtype throughout the two agree.
     """
-    same_type = {name: blank(spec) for name, spec in case.tensors}
-    return {name: tensor.stride() for name, tensor in operation.reference(same_type).items()}
+    if len({spec.dtype for _, spec in case.tensors}) > 1:
+        expected = operation.reference({name: blank(spec) for name, spec in case.tensors})
+    return {name: tensor.stride() for name, tensor in expected.items()}

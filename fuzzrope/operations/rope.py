@@ -7,13 +7,14 @@ broadcast against each half as PyTorch does. How its cases are drawn is in :mod:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 
 from fuzzrope.case import FLOATS, Case
-from fuzzrope.numbers import Exact, Format, difference, format_of, product
+from fuzzrope.numbers import Exact, Format, clipped, difference, format_of, product
 from fuzzrope.operations import rope_cases, rope_strata
 from fuzzrope.operations.base import Draw, Envelope, Stratum, Tensors
 
@@ -59,11 +60,13 @@ class Rope:
         length, half = tensors["q"].shape[2], tensors["q"].shape[3] // 2
         cos_type, sin_type = torch.promote_types(x.dtype, cos.dtype), torch.promote_types(x.dtype, sin.dtype)
         formats = [format_of(t) for t in (cos_type, sin_type, torch.promote_types(cos_type, sin_type))]
-        x1, x2 = (part.to(torch.float64).numpy() for part in (x[..., :half], x[..., half:]))
-        c, s = (t[:length].to(torch.float64).numpy() for t in (cos, sin))
-        first = np.broadcast_arrays(x1, c, x2, s)
-        second = np.broadcast_arrays(x2, c, x1, -s)
-        a, c, b, s = (np.concatenate(pair, axis=-1).reshape(-1) for pair in zip(first, second, strict=True))
+        numbers, c, s = (t.to(torch.float64).numpy() for t in (x, cos[:length], sin[:length]))
+        x1, x2 = numbers[..., :half], numbers[..., half:]
+        shape = np.broadcast_shapes(x1.shape, c.shape, s.shape)
+        operands = np.empty((4, *shape[:-1], 2, shape[-1]))
+        for operand, of_halves in zip(operands, ((x1, x2), (c, c), (x2, x1), (s, -s)), strict=True):
+            operand[..., 0, :], operand[..., 1, :] = of_halves
+        a, c, b, s = operands.reshape(4, -1)
         return _envelope(a, c, b, s, *formats)
 
     def probes(self) -> tuple[Case, ...]:
@@ -90,6 +93,9 @@ class Rope:
 def _rounded_to_infinity(value: Exact, form: Format) -> np.ndarray:
     """Whether rounding to ``form`` overflows."""
     limit, below, top = form.overflow
+    reach = value.exponent.max(initial=-1) + np.frexp(np.abs(value.high).max(initial=0.0))[1]
+    if reach < top:  # the usual case: all are below 2^(top - 1), so the rest need not be looked at
+        return np.zeros(value.high.shape, dtype=bool)
     high, low = value.at(np.full(value.exponent.shape, top, dtype=np.int64))
     # Exact: near the limit high - 1 has few bits, elsewhere its sign decides.
     return (np.abs(high) - limit) + (low * np.sign(high) - below) >= 0
@@ -113,19 +119,17 @@ def _envelope(a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: For
     on the variant: each of the four combinations is allowed, and nothing else. Infinite and NaN operands
     leave no such freedom: IEEE 754 decides.
     """
-    finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c) & np.isfinite(s)
+    left_finite, right_finite = np.isfinite(a) & np.isfinite(c), np.isfinite(b) & np.isfinite(s)
+    finite = left_finite & right_finite
     with np.errstate(all="ignore"):
-        ac, bs = (
-            product(*(np.where(np.isfinite(t), t, 0.0) for t in (a, c))),
-            product(*(np.where(np.isfinite(t), t, 0.0) for t in (b, s))),
-        )
+        ac, bs = (product(*(np.where(np.isfinite(t), t, 0.0) for t in pair)) for pair in ((a, c), (b, s)))
         exact = difference(ac, bs)
         # Powers of two near the larger product: units in which nothing of interest over- or underflows.
         unit = np.maximum(np.maximum(ac.exponent, bs.exponent), o.smallest_exponent - 8)
         exact = Exact(*exact.at(unit), unit)
 
         def half_step(form: Format) -> np.ndarray:
-            return np.ldexp(0.5, np.clip(form.smallest_exponent - unit, -2000, 900).astype(np.int32))
+            return np.ldexp(0.5, clipped(form.smallest_exponent - unit, -2000, 900))
 
         slack = _magnitude(ac, unit) * (p.roundoff + 2.0**-100) + half_step(p)
         slack += _magnitude(bs, unit) * (r.roundoff + 2.0**-100) + half_step(r)
@@ -133,14 +137,15 @@ def _envelope(a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: For
 
         # The two products as IEEE sees them: their sign, and whether they are or may become infinite.
         left, right = a * c, b * s
-        left_kind = np.where(np.isfinite(a) & np.isfinite(c), np.copysign(0.0, left), left)
-        right_kind = np.where(np.isfinite(b) & np.isfinite(s), np.copysign(0.0, right), right)
+        left_kind = np.where(left_finite, np.copysign(0.0, left), left)
+        right_kind = np.where(right_finite, np.copysign(0.0, right), right)
         outcomes = [left_kind - right_kind]
-        left_far = np.isfinite(a) & np.isfinite(c) & _rounded_to_infinity(ac, p)
-        right_far = np.isfinite(b) & np.isfinite(s) & _rounded_to_infinity(bs, r)
-        left_far_value = np.where(left_far, np.copysign(np.inf, left), left_kind)
-        right_far_value = np.where(right_far, np.copysign(np.inf, right), right_kind)
-        outcomes += [left_far_value - right_kind, left_kind - right_far_value, left_far_value - right_far_value]
+        left_far = left_finite & _rounded_to_infinity(ac, p)
+        right_far = right_finite & _rounded_to_infinity(bs, r)
+        if left_far.any() or right_far.any():
+            left_far_value = np.where(left_far, np.copysign(np.inf, left), left_kind)
+            right_far_value = np.where(right_far, np.copysign(np.inf, right), right_kind)
+            outcomes += [left_far_value - right_kind, left_kind - right_far_value, left_far_value - right_far_value]
         reach = Exact(np.abs(exact.high) + bound, np.zeros_like(bound), unit)
         far = finite & _rounded_to_infinity(reach, o)
         zero = finite & (ac.high == 0) & (bs.high == 0)
@@ -148,8 +153,8 @@ def _envelope(a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: For
             exact=exact,
             bound=bound,
             finite=finite,
-            nan=np.any([np.isnan(x) for x in outcomes], axis=0),
-            positive=np.any([x == np.inf for x in outcomes], axis=0) | (far & (exact.high > 0)),
-            negative=np.any([x == -np.inf for x in outcomes], axis=0) | (far & (exact.high < 0)),
+            nan=reduce(np.logical_or, (np.isnan(x) for x in outcomes)),
+            positive=reduce(np.logical_or, (x == np.inf for x in outcomes)) | (far & (exact.high > 0)),
+            negative=reduce(np.logical_or, (x == -np.inf for x in outcomes)) | (far & (exact.high < 0)),
             zero_sign=np.where(zero, np.where(np.signbit(left - right), -1, 1), 0),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from fuzzrope.case import FLOATS, Case, TensorSpec
@@ -47,14 +48,17 @@ def _stratum(group: str, member: Any, **pins: Any) -> Stratum:
     return Stratum(f"{group}: {member}", tuple(pins.items()))
 
 
-def edges(blocks: tuple[int, ...], limit: int) -> Iterator[tuple[str, int]]:
+@lru_cache
+def edges(blocks: tuple[int, ...], limit: int) -> tuple[tuple[str, int], ...]:
     """(name, size) of n*BLOCK-1, n*BLOCK, n*BLOCK+1 for one and two blocks, sizes up to ``limit``."""
-    for block in blocks:
-        for count, off in itertools.product((1, 2), (-1, 0, 1)):
-            if count * block + off <= limit:
-                yield f"{count}*{block}{off:+d}" if off else f"{count}*{block}", count * block + off
+    return tuple(
+        (f"{count}*{block}{off:+d}" if off else f"{count}*{block}", count * block + off)
+        for block, count, off in itertools.product(blocks, (1, 2), (-1, 0, 1))
+        if count * block + off <= limit
+    )
 
 
+@lru_cache
 def usable(blocks: tuple[int, ...]) -> tuple[int, ...]:
     """The block sizes whose edges a CPU engine can afford."""
     return tuple(sorted({block for block in blocks if 1 < block <= MAX_BLOCK}))
@@ -96,14 +100,12 @@ def classify(case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
     q, k, cos, sin = (case[name] for name in NAMES)
     (batch, heads, seq, width), (batch_k, heads_k, seq_k, _) = q.shape, k.shape
     found = {"dtype mix: " + " ".join(case[name].dtype for name in NAMES)}
-    sizes = {"B": {batch}, "Hq": {heads}, "Hk": {heads_k}, "S": {seq}, "D": {width}}
     blocks = usable(blocks)
-    for name, here in sizes.items():
-        found |= {f"size of {name}: {n}" for n in here}
-        shown = {n // 2 for n in here} if name == "D" else here
-        label = "D/2" if name == "D" else name
-        found |= {f"edge of {label}: {edge}" for edge, n in edges(blocks, 10**6) if n in shown}
-        found |= {f"beyond two blocks in {name}: 2*{b}" for b in blocks if max(here) > 2 * b}
+    for name, size in zip(SIZES, (batch, heads, heads_k, seq, width), strict=True):
+        found.add(f"size of {name}: {size}")
+        shown, label = (size // 2, "D/2") if name == "D" else (size, name)
+        found |= {f"edge of {label}: {edge}" for edge, n in edges(blocks, 10**6) if n == shown}
+        found |= {f"beyond two blocks in {name}: 2*{b}" for b in blocks if size > 2 * b}
     if width:
         found.add(f"head_dim: {'power of two' if width & (width - 1) == 0 else 'no power of two'}")
     if width in (2, MAX_HEAD_DIM):

@@ -28,6 +28,7 @@ from fuzzrope.run.interpret import Engine, Unsupported
 from fuzzrope.run.loading import load
 from fuzzrope.run.tamper import Seal
 
+Home = tuple[torch.device, int]
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator")
 
 
@@ -143,15 +144,15 @@ class _Runner:
         if result is None:
             return "None", []
         items = list(result)[:32] if isinstance(result, (tuple, list)) else [result]
-        known = dict(built.tensors)
+        known = {name: (tensor, _home(tensor)) for name, tensor in built.tensors.items()}
         outputs = []
         for i, item in enumerate(items):
             outputs.append(self._output(item, known, blobs))
             if type(item) is torch.Tensor and item.layout is torch.strided:
-                known[f"#{i}"] = item
+                known[f"#{i}"] = item, _home(item)
         return "tuple" if isinstance(result, tuple) else type(result).__name__, outputs
 
-    def _output(self, item: Any, known: dict[str, torch.Tensor], blobs: list[bytes]) -> dict[str, Any]:
+    def _output(self, item: Any, known: dict[str, tuple[torch.Tensor, Home]], blobs: list[bytes]) -> dict[str, Any]:
         form: dict[str, Any] = {"type": type(item).__name__, "dtype": "", "device": "", "shape": [], "strides": []}
         form |= {"shares": [], "has_data": False}
         if type(item) is not torch.Tensor:
@@ -159,12 +160,17 @@ class _Runner:
         if item.layout is not torch.strided:
             return form | {"type": str(item.layout)}
         device = self.facade.device_of(item) if self.facade is not None else item.device
+        home = _home(item)
         form |= {
             "dtype": str(item.dtype).removeprefix("torch."),
             "device": device.type,
             "shape": list(item.shape),
             "strides": list(item.stride()),
-            "shares": [[name, item.data_ptr() - t.data_ptr()] for name, t in known.items() if _overlap(item, t)],
+            "shares": [
+                [name, item.data_ptr() - t.data_ptr()]
+                for name, (t, there) in known.items()
+                if there == home and _overlap(item, t)
+            ],
         }
         if item.numel() * item.element_size() <= wire.MAX_BLOB and item.device.type != "meta":
             dense = item.detach().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
@@ -201,16 +207,19 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
+def _home(tensor: torch.Tensor) -> Home:
+    """The memory a tensor lives in, as device and address; tensors of different homes share none."""
+    return tensor.device, 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
+
+
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors share an element's address; they may interleave without."""
-    if one.device != other.device or one.device.type == "meta":
-        return False
-    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+    """Whether two tensors of one home share an element's address; they may interleave without."""
+    if one.device.type == "meta":
         return False
     (a, b), (c, d) = _span(one), _span(other)
     if max(a, c) >= min(b, d):
         return False
-    return bool(np.intersect1d(_places(one), _places(other)).size)
+    return a == c or bool(np.intersect1d(_places(one), _places(other)).size)
 
 
 def _places(tensor: torch.Tensor) -> np.ndarray:

@@ -39,6 +39,11 @@ _MIXED_ALLOWED = {
     vars(torch._C.TensorBase)["data"].__set__,
 }
 
+#: What a tensor says of itself alone, the same in any memory: most of what is asked, so it is answered first.
+_FACTS = {vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "dtype", "layout", "ndim", "requires_grad")}
+_FACTS |= {torch.Tensor.size, torch.Tensor.stride, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.data_ptr}
+_FACTS |= {torch.Tensor.element_size, torch.Tensor.storage_offset, torch.Tensor.is_contiguous}
+
 
 def tensors_in(value: Any) -> Iterable[torch.Tensor]:
     """Every tensor in nested lists, tuples and dictionaries."""
@@ -90,6 +95,8 @@ class CudaFacade(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func in _FACTS:
+            return func(*args, **kwargs)
         answer = _ANSWERS.get(func)
         if answer is not None:
             return answer(self, *args, **kwargs)
@@ -133,7 +140,8 @@ class CudaFacade(TorchFunctionMode):
         if not 0 < size <= POISON_UP_TO:
             return blank
         memory = Memory(size, width, FRESH)
-        memory.inner.reshape(-1, width)[:] = memory.pattern
+        if memory.lazy:
+            memory.fill()
         self.fresh.append(memory)
         return torch.as_strided(memory.tensor(blank.dtype), blank.shape, blank.stride())
 

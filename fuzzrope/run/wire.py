@@ -5,6 +5,7 @@ What arrives from a child is data from a stranger: it is parsed as JSON and byte
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import struct
@@ -40,9 +41,7 @@ def send(
     text = json.dumps({**header, "blobs": [len(blob) for blob in blobs]}).encode()
     sock.settimeout(seconds)
     try:
-        sock.sendall(_PREFIX.pack(_MAGIC, len(text), len(blobs)) + text)
-        for blob in blobs:
-            sock.sendall(blob)
+        sock.sendall(b"".join([_PREFIX.pack(_MAGIC, len(text), len(blobs)), text, *blobs]))
     except TimeoutError as error:
         raise LateError from error
     except (BrokenPipeError, ConnectionResetError) as error:
@@ -96,4 +95,6 @@ def receive(
         raise WireError("a blob's size is out of range")
     if sum(lengths) > MAX_TOTAL:
         raise WireError("more data than any case has")
-    return header, [_read(sock, length, deadline, poll) for length in lengths]
+    data = _read(sock, sum(lengths), deadline, poll)
+    ends = list(itertools.accumulate(lengths, initial=0))
+    return header, [data[start:end] for start, end in itertools.pairwise(ends)]
