@@ -72,7 +72,7 @@ def run_campaign(target: Target, settings: Settings, folder: Path | None, emit: 
     Raises:
         RunnerError: no child process could be started.
     """
-    with Runner(target, settings.device, settings.limits) as runner, _reproducible():
+    with Runner(target, settings.device, settings.limits, settings.engine) as runner, _reproducible():
         campaign = _Campaign(target, settings, folder, emit, runner)
         try:
             campaign.run()

@@ -67,12 +67,6 @@ def _device(name: str) -> str:
     return ("cuda" if available else "cpu") if name == "auto" else name
 
 
-def _engine(name: str) -> str:
-    if name == "ttir":
-        raise Usage("--engine ttir: not in this version; use --engine interpret")
-    return name
-
-
 def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -98,7 +92,7 @@ def cli() -> None:
 @click.option("--max-time", type=click.FloatRange(0, min_open=True), help="Seconds for a target.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Same seed, same cases; random if not given, 0 in CI.")
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
-@click.option("--engine", type=click.Choice(ENGINES), default="interpret", show_default=True)
+@click.option("--engine", type=click.Choice(ENGINES), default="ttir", show_default=True)
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes to share the work.")
 @click.option("--level", type=click.Choice(LEVELS), help="How strictly to judge; the target's own if not given.")
 @click.option("--max-findings", type=click.IntRange(1), help="Stop after so many different findings.")
@@ -125,7 +119,7 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
         max_findings=options["max_findings"],
         level=options["level"],
         device=_device(options["device"]),
-        engine=_engine(options["engine"]),
+        engine=options["engine"],
         shard=_shard(options["shard"]),
     )
     if settings.device == "cuda":
@@ -188,13 +182,13 @@ def _load(paths: tuple[Path, ...]) -> list[tuple[Path, Saved]]:
 @cli.command("replay")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
-@click.option("--engine", type=click.Choice(ENGINES), default="interpret", show_default=True)
+@click.option("--engine", type=click.Choice(ENGINES), default="ttir", show_default=True)
 def replay_command(paths: tuple[Path, ...], device: str, engine: str) -> None:
     """Run saved cases again: each must show exactly what it is expected to show.
 
     PATHS are corpus files or folders; without any, the folder corpus.
     """
-    settings = Settings(device=_device(device), engine=_engine(engine))
+    settings = Settings(device=_device(device), engine=engine)
     items = _load(paths or (CORPUS,))
     console, failed, ran = _console(), 0, 0
     for done in replay(items, settings):
@@ -236,7 +230,7 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
         raise Usage(f"{path}: expects no finding {bucket or ''}; nothing to keep while minimizing".replace("  ", " "))
     target, settings, until = target_of(saved), Settings(), time.monotonic() + max_time
     wanted = bucket
-    with Runner(target, settings.device, settings.limits) as runner:
+    with Runner(target, settings.device, settings.limits, settings.engine) as runner:
 
         def keep(case: Any) -> bool:
             if time.monotonic() > until:

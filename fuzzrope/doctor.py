@@ -27,7 +27,7 @@ def examine(console: Console) -> bool:
     if torch.cuda.is_available():
         console.print(f"[green]✓[/] GPU: {torch.cuda.get_device_name()}")
     else:
-        console.print("[green]✓[/] no GPU: kernels run in Triton's interpreter, bfloat16 is left out")
+        console.print("[green]✓[/] no GPU: kernels run as Triton IR on the CPU")
     results = [_tried(console, name) for name in TRIED]  # all of them, also after a failure
     return all(results)
 

@@ -52,6 +52,6 @@ def execute(runner: Runner, case: Case, target: Target, settings: Settings) -> V
 def replay(items: list[tuple[Path, Saved]], settings: Settings) -> Iterator[Replayed]:
     """Replay saved cases in order; cases of one target share a child while it lives."""
     for target, group in groupby(items, key=lambda item: target_of(item[1])):
-        with Runner(target, settings.device, settings.limits) as runner:
+        with Runner(target, settings.device, settings.limits, settings.engine) as runner:
             for path, saved in group:
                 yield Replayed(path, saved, execute(runner, saved.case, target, settings))

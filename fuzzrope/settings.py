@@ -18,6 +18,7 @@ class Settings:
         max_findings: the campaign ends after so many different buckets.
         visits: how often each declared stratum is aimed at.
         shrink_examples: cases that Hypothesis may spend on shrinking one finding.
+        engine: what runs kernels where there is no GPU: ``ttir`` or ``interpret``.
         shard: (index from 0, count): this process takes every count-th round.
     """
 
@@ -29,7 +30,7 @@ class Settings:
     shrink_examples: int = 60
     grace: float = 60.0
     device: str = "cpu"
-    engine: str = "interpret"
+    engine: str = "ttir"
     level: str | None = None
     shard: tuple[int, int] = (0, 1)
     limits: Limits = field(default_factory=Limits)

@@ -110,7 +110,7 @@ class _Resolver:
                 self.join(target, inits)
                 if op.outs:
                     self.join(target, ends[0])
-        elif op.name == "scf.if":
+        elif op.name == "scf.if" and op.outs:
             for end in ends:
                 self.join(op.outs, end)
         elif op.name == "scf.while":

@@ -127,7 +127,7 @@ def read_type(text: str) -> Type:
         inner = text[15:-1]
         block = read_type(inner if inner.startswith("tensor<") else f"tensor<{inner}>")
         return Type("desc", None, block.elem, block.shape or ())
-    return Type(text)
+    return Type(text[1:] if text[:2] in ("si", "ui") else text)
 
 
 def split_types(text: str) -> list[Type]:

@@ -10,14 +10,18 @@ from fuzzrope.findings import Finding, finding
 from fuzzrope.outcome import Outcome
 
 
+#: What an engine notices under the name of its kind; every other name is a direction of an access out of bounds.
+NOTICED = ("launch", "race", "overflow", "uninitialized")
+
+
 def judge_accesses(outcome: Outcome) -> list[Finding]:
-    """Findings for accesses outside the views of a launch, one for each kernel and direction."""
+    """Findings for what the engine noticed in launches, one for each kernel, kind and direction."""
     found: dict[str, Finding] = {}
     for access in outcome.accesses:
         place = f" in {access.kernel}" if access.kernel else ""
         message = f"{access.message}{place} at {access.line}; {access.lanes} lanes"
-        kind = "launch" if access.what == "launch" else "out_of_bounds"
-        detail = access.kernel if kind == "launch" else f"{access.what}:{access.kernel or 'host'}"
+        kind = access.what if access.what in NOTICED else "out_of_bounds"
+        detail = access.kernel if kind != "out_of_bounds" else f"{access.what}:{access.kernel or 'host'}"
         one = finding(kind, message, detail=detail, magnitude=float(access.lanes))
         found.setdefault(one.bucket, one)
     return list(found.values())

@@ -24,7 +24,7 @@ from fuzzrope.build import Built, build
 from fuzzrope.case import Case
 from fuzzrope.run import cuda, driver, wire
 from fuzzrope.run.facade import CudaFacade, pretend_cuda
-from fuzzrope.run.interpret import Engine, Unsupported
+from fuzzrope.run.engines import Engine, Unsupported, make_engine
 from fuzzrope.run.loading import load
 from fuzzrope.run.tamper import Seal
 
@@ -40,10 +40,10 @@ def limit_resources(limits: dict[str, int]) -> None:
             resource.setrlimit(kind, (limits[name], limits[name]))
 
 
-def serve(sock: socket.socket, entry: str, device: str) -> None:
+def serve(sock: socket.socket, entry: str, device: str, engine: str, memory: int) -> None:
     """Load the target, say how that went, then answer cases until the parent hangs up."""
     warnings.simplefilter("ignore")
-    runner = _Runner(entry, device)
+    runner = _Runner(entry, device, engine, memory)
     with contextlib.suppress(wire.ClosedError):
         wire.send(sock, *runner.load())
         while True:
@@ -52,7 +52,7 @@ def serve(sock: socket.socket, entry: str, device: str) -> None:
 
 
 class _Runner:
-    def __init__(self, entry: str, device: str) -> None:
+    def __init__(self, entry: str, device: str, engine: str, memory: int) -> None:
         self.entry, self.device = entry, device
         self.engine: Engine | None = None
         self.facade: CudaFacade | None = None
@@ -61,9 +61,10 @@ class _Runner:
             pretend_cuda()
             driver.install()
             self.facade = CudaFacade()
-            self.engine = Engine()
+            self.engine = make_engine(engine, memory)
             self.engine.install()
             self.engine.is_host = self.facade.is_host
+            self.engine.fresh = self.facade.pattern_of
         else:
             self.counter = cuda.LaunchCounter()
         self.target: Any = None
@@ -245,12 +246,12 @@ def _where(error: BaseException) -> str:
     return place
 
 
-def main(sock: socket.socket, entry: str, device: str, limits: dict[str, int]) -> None:
+def main(sock: socket.socket, entry: str, device: str, engine: str, limits: dict[str, int]) -> None:
     """Entry point after the fork; never returns."""
     try:
         limit_resources(limits)
         torch.set_num_threads(1)
-        serve(sock, entry, device)
+        serve(sock, entry, device, engine, limits["values"])
     except BaseException:  # noqa: BLE001 - whatever it is, it must not run on into the zygote's code
         traceback.print_exc(file=sys.__stderr__)
         os._exit(3)

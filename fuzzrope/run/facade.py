@@ -11,6 +11,9 @@ Fresh memory (``torch.empty`` and its family) comes poisoned and between guard b
 from __future__ import annotations
 
 import contextlib
+import linecache
+import os
+import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,6 +26,7 @@ from fuzzrope.build import FRESH, Memory
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 DEFAULT_DEVICE = [CPU]  # what torch.set_default_device was told
+_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.abspath(__file__)))
 POISON_UP_TO = 2**28  # bytes; larger allocations stay as the system gives them
 
 _PLAIN = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.arange}
@@ -57,6 +61,17 @@ def tensors_in(value: Any) -> Iterable[torch.Tensor]:
             yield from tensors_in(item)
 
 
+def _caller() -> str:
+    """``file:line: text`` of the innermost frame that is neither PyTorch's nor ours."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    name, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{os.path.basename(name)}:{line}: {linecache.getline(name, line).strip()}"
+
+
 def _mixes(tensors: list[torch.Tensor], hosts: list[bool]) -> bool:
     """Whether host and CUDA tensors meet; a host tensor without dimensions may meet anything."""
     host = any(is_host and tensor.dim() for tensor, is_host in zip(tensors, hosts, strict=True))
@@ -70,11 +85,23 @@ class CudaFacade(TorchFunctionMode):
         super().__init__()
         self._host: dict[int, torch.UntypedStorage] = {}
         self.fresh: list[Memory] = []
+        self._patterns: dict[int, int] = {}
+        self._origins: dict[int, str] = {}
 
     def forget(self) -> None:
         """Forget the tensors of the last case."""
         self._host.clear()
         self.fresh.clear()
+        self._patterns.clear()
+        self._origins.clear()
+
+    def pattern_of(self, address: int) -> int | None:
+        """The pattern that the storage at an address held when it was allocated, if it was poisoned."""
+        return self._patterns.get(address)
+
+    def origin_of(self, address: int) -> str:
+        """Where the target allocated the storage at an address, as ``file:line: text``, if it did."""
+        return self._origins.get(address, "")
 
     def is_host(self, tensor: torch.Tensor) -> bool:
         """Whether this tensor counts as one in host memory."""
@@ -134,7 +161,8 @@ class CudaFacade(TorchFunctionMode):
 
     def _poisoned(self, blank: torch.Tensor) -> torch.Tensor:
         width = blank.element_size()
-        if width not in FRESH or not blank.dtype.is_floating_point or blank.layout is not torch.strided:
+        poisonable = blank.dtype.is_floating_point or blank.dtype in (torch.int32, torch.int64)
+        if width not in FRESH or not poisonable or blank.layout is not torch.strided:
             return blank
         size = blank.untyped_storage().nbytes()
         if not 0 < size <= POISON_UP_TO:
@@ -143,7 +171,10 @@ class CudaFacade(TorchFunctionMode):
         if memory.lazy:
             memory.fill()
         self.fresh.append(memory)
-        return torch.as_strided(memory.tensor(blank.dtype), blank.shape, blank.stride())
+        flat = memory.tensor(blank.dtype)
+        self._patterns[flat.data_ptr()] = FRESH[width]
+        self._origins[flat.data_ptr()] = _caller()
+        return torch.as_strided(flat, blank.shape, blank.stride())
 
     def move(self, tensor: torch.Tensor, host: bool, **kwargs: Any) -> torch.Tensor:
         """``Tensor.to``: a copy when the claimed device or anything else changes, the tensor itself if not."""

@@ -25,17 +25,10 @@ import torch
 import triton
 from triton.runtime import interpreter
 
+from fuzzrope.interpreter.engine import MAX_GRID, LaunchRefusedError, Unsupported
+
 MAX_PROGRAMS = 4096
-MAX_GRID = (2**31 - 1, 65535, 65535)
 _SKIP = (os.path.dirname(triton.__file__), os.path.abspath(__file__))
-
-
-class Unsupported(BaseException):
-    """The engine cannot run this; it says nothing about the target. Not for targets to catch."""
-
-
-class LaunchRefusedError(RuntimeError):
-    """What the driver would say to this launch."""
 
 
 class View:
@@ -87,6 +80,7 @@ class Engine:
         self.views: list[View] = []
         self.kernel = ""
         self.is_host: Callable[[torch.Tensor], bool] = lambda tensor: False
+        self.fresh: Callable[[int], int | None] = lambda address: None
 
     def reset(self) -> None:
         """Forget the last case."""

@@ -40,12 +40,14 @@ class Limits:
     Attributes:
         seconds: deadline of one case.
         resident: bytes of memory in use; beyond it the child is killed.
+        values: bytes that the values of the programs which the engine runs at once may take.
         address_space: bytes of memory asked for; large, because inputs are mapped lazily.
         file_size: bytes of any one file written.
     """
 
     seconds: float = 10.0
     resident: int = 4 * 2**30
+    values: int = 2**30
     address_space: int = 128 * 2**30
     file_size: int = 2**30
 
@@ -61,8 +63,10 @@ class Runner:
     started at all.
     """
 
-    def __init__(self, target: Target, device: str = "cpu", limits: Limits | None = None) -> None:
-        self.target, self.device, self.limits = target, device, limits or Limits()
+    def __init__(
+        self, target: Target, device: str = "cpu", limits: Limits | None = None, engine: str = "ttir"
+    ) -> None:
+        self.target, self.device, self.limits, self.engine = target, device, limits or Limits(), engine
         self._zygote: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._child: tuple[int, socket.socket] | None = None
@@ -85,8 +89,9 @@ class Runner:
         environment |= {"TMPDIR": self._folder.name, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         if self.device == "cpu":
-            environment["TRITON_INTERPRET"] = "1"
             environment["CUDA_VISIBLE_DEVICES"] = ""
+            if self.engine == "interpret":
+                environment["TRITON_INTERPRET"] = "1"
         # A target may print without end: its output goes nowhere, ours to a file that is read on failure.
         with Path(self._folder.name, "zygote.log").open("wb") as log:
             self._zygote = subprocess.Popen(
@@ -134,9 +139,14 @@ class Runner:
         return self._control
 
     def _spawn(self) -> tuple[int, socket.socket]:
-        limits = {"address_space": self._address_space(), "file_size": self.limits.file_size}
+        limits = {
+            "address_space": self._address_space(),
+            "file_size": self.limits.file_size,
+            "values": self.limits.values,
+        }
         entry = os.path.abspath(self.target.entry) if self.target.is_file else self.target.entry
-        control = self._ask({"do": "spawn", "entry": entry, "device": self.device, "limits": limits})
+        message = {"do": "spawn", "entry": entry, "device": self.device, "engine": self.engine, "limits": limits}
+        control = self._ask(message)
         control.settimeout(START_SECONDS)
         data, descriptors, _, _ = socket.recv_fds(control, 100, 1)
         if not descriptors:

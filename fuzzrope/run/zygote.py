@@ -34,7 +34,7 @@ def _spawn(control: socket.socket, header: dict[str, Any]) -> None:
         die_with_parent()
         from fuzzrope.run import child
 
-        child.main(theirs, header["entry"], header["device"], header["limits"])
+        child.main(theirs, header["entry"], header["device"], header["engine"], header["limits"])
     theirs.close()
     socket.send_fds(control, [str(pid).encode()], [ours.fileno()])
     ours.close()
