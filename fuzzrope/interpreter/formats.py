@@ -235,14 +235,15 @@ def _fma_f64(a: Array, b: Array, c: Array) -> Array:
     first, second = two_sum(high, upper)
     result = np.asarray(first + _odd(*two_sum(second, lower)))
     sizes = np.abs(np.stack([a, b, c, product]))
-    tame = ((sizes > 2.0**-900) & (sizes < 2.0**900)).all(axis=0) & (sizes[:2] > 2.0**-600).all(axis=0)
+    tame = ((sizes > 2.0**-900) & (sizes < 2.0**900)).all(axis=0)
     if tame.all():
         return result
-    # A product that is zero, infinite or NaN by its factors is exact, and a finite one gives way to c.
-    given = ~np.isfinite(a) | ~np.isfinite(b) | (a == 0) | (b == 0)
-    result = np.where(given, product + c, result)
-    result = np.where(~given & ~np.isfinite(c), c, result)
-    for lane in np.argwhere(~tame & ~given & np.isfinite(c)):
+    # A product by zero, infinity or NaN is exact; any other gives way to a c that is not finite, and is
+    # the answer if c is zero, even where it vanished.
+    special = ~np.isfinite(a) | ~np.isfinite(b) | (a == 0) | (b == 0)
+    alone = (c == 0) | ~np.isfinite(c)
+    result = np.where(special, product + c, np.where(alone, np.where(c == 0, product, c), result))
+    for lane in np.argwhere(~(tame | special | alone)):
         at = tuple(lane)
         result[at] = _nearest_f64(Fraction(float(a[at])) * Fraction(float(b[at])) + Fraction(float(c[at])))
     return result
