@@ -203,8 +203,8 @@ def rounded(value: Array, elem: str) -> Array:
 
 
 def convert(value: Array, elem: str, mode: str) -> Array:
-    """To another format, to nearest even or towards zero. To 8 bits it saturates, as ``cvt.satfinite``."""
-    return formats.round_to(value, elem, mode=mode, saturate=BITS[elem] == 8)
+    """To another format. To nearest in 8 bits it saturates, as Triton uses ``cvt.satfinite``."""
+    return formats.round_to(value, elem, mode=mode, saturate=BITS[elem] == 8 and mode == "rtne")
 
 
 def sitofp(value: Array, elem: str) -> Array:
@@ -376,10 +376,10 @@ def dot(a: Array, b: Array, c: Any, elem: str, out: str, precision: str) -> Arra
 
 
 def _dot_tf32(a: Array, b: Array, c: Any, precision: str) -> Array:
-    high_a, high_b = formats.round_tf32(a), formats.round_tf32(b)
-    if precision == "tf32":
-        return np.matmul(high_a, high_b) + c
-    low_a, low_b = formats.round_tf32(a - high_a), formats.round_tf32(b - high_b)
+    if precision == "tf32":  # the tensor cores drop the low bits (measured on an H200)
+        return np.matmul(formats.round_tf32(a, "rtz"), formats.round_tf32(b, "rtz")) + c
+    high_a, high_b = formats.round_tf32(a, "rna"), formats.round_tf32(b, "rna")
+    low_a, low_b = formats.round_tf32(a - high_a, "rna"), formats.round_tf32(b - high_b, "rna")
     cross = np.matmul(low_a, high_b) + np.matmul(high_a, low_b)
     cross = np.where(np.isnan(cross), np.float32(0), cross)  # as Triton's own decomposition does
     return np.matmul(high_a, high_b) + cross + c
