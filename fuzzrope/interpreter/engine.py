@@ -16,11 +16,12 @@ import torch
 import triton
 from triton.compiler.compiler import ASTSource
 
-from fuzzrope.interpreter import formats, frontend
+from fuzzrope.interpreter import formats
 from fuzzrope.interpreter.areas import Area
 from fuzzrope.interpreter.descriptors import Descriptor
+from fuzzrope.interpreter.frontend import Variant
 from fuzzrope.interpreter.machine import Machine
-from fuzzrope.interpreter.program import Program
+from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
 from fuzzrope.interpreter.translate import UnknownOperationError
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -94,17 +95,16 @@ class Engine:
         if type(src) is not ASTSource:
             raise Unsupported(f"the CPU engine runs Triton kernels, not {type(src).__name__}")
         target = target or triton.runtime.driver.active.get_current_target()
-        text, key = frontend.ttir(src, target, dict(options or {}))
-        return Kernel(self, src, target, dict(options or {}), text, key)
+        return Kernel(self, src, Variant(src, target, dict(options or {})), dict(options or {}))
 
-    def program(self, key: str, text: str) -> Program:
-        """The program of a variant, translated once a process."""
-        found = self.programs.get(key)
+    def program(self, variant: Variant) -> Program:
+        """The program of a variant, loaded or translated once a process."""
+        found = self.programs.get(variant.key)
         if found is None:
-            try:
-                found = self.programs[key] = Program(text)
-            except UnknownOperationError as error:
-                raise Unsupported(str(error)) from None
+            stored = variant.cached(KIND, lambda: _packed(variant))
+            if not is_intact(stored):
+                stored = _packed(variant)
+            found = self.programs[variant.key] = Program(stored, lambda: variant.text)
         return found
 
     def reachable(self) -> list[Area]:
@@ -128,19 +128,26 @@ class Engine:
             self.accesses[what, kernel, line] = entry
 
 
+def _packed(variant: Variant) -> bytes:
+    """The program of a variant, or word of what is in the way: Triton's error, or an operation not known."""
+    text = variant.text
+    try:
+        return pack(text)
+    except UnknownOperationError as error:
+        raise Unsupported(str(error)) from None
+
+
 class Kernel:
     """What a launch gets for a variant: stands in for Triton's ``CompiledKernel``."""
 
     function = None
     n_regs, n_spills, n_max_threads = 64, 0, 1024
 
-    def __init__(
-        self, engine: Engine, src: ASTSource, target: Any, options: dict[str, Any], text: str, key: str
-    ) -> None:
-        self.engine, self.src, self.name, self.hash = engine, src, src.fn.__name__, key
-        self.asm = {"ttir": text}
-        self.program: Program | None = None
-        fields = {**options, "name": self.name, "target": target, "shared": 0, "hash": key}
+    def __init__(self, engine: Engine, src: ASTSource, variant: Variant, options: dict[str, Any]) -> None:
+        self.engine, self.src, self.name, self.hash = engine, src, src.fn.__name__, variant.key
+        self.variant = variant
+        self.program = engine.program(variant)
+        fields = {**options, "name": self.name, "target": variant.target, "shared": 0, "hash": variant.key}
         self.metadata = namedtuple("KernelMetadata", sorted(fields))(**fields)  # noqa: PYI024 - as Triton's
         self.packed_metadata = (options.get("num_warps", 4), options.get("num_ctas", 1), 0)
         self.leaves: list[tuple[tuple[int, ...], str, str]] = []
@@ -159,6 +166,11 @@ class Kernel:
                 self._leaf((*path, i), f"{name}[{i}]", item)
         elif kind != "constexpr":
             self.leaves.append((path, name, kind))
+
+    @property
+    def asm(self) -> dict[str, str]:
+        """The IR; nothing later is made here."""
+        return {"ttir": self.variant.text}
 
     def _init_handles(self) -> None:
         """Triton's own kernels load their binary here."""
@@ -188,8 +200,6 @@ class Kernel:
 
     def _run(self, grid: tuple[int, int, int], args: tuple[Any, ...]) -> None:
         engine, name = self.engine, self.name
-        if self.program is None:
-            self.program = engine.program(self.hash, self.asm["ttir"])
         program = self.program
         if len(engine.launches) < KEPT_LAUNCHES:
             engine.launches.append({"kernel": name, "grid": list(grid), "constants": self.constants})
@@ -210,7 +220,7 @@ class Kernel:
         machine = Machine(grid, sites, report)
         machine.areas = areas
         machine.reachable = engine.reachable
-        machine.ordered = program.plain.ordered
+        machine.ordered = program.ordered
         _share(program, areas)
         chunk = program.chunk(programs, engine.memory)
         for first in range(0, programs, chunk):
@@ -224,8 +234,7 @@ class Kernel:
         """The values of the IR's arguments, and the memory among them."""
         values: list[Any] = []
         areas: list[Area] = []
-        assert self.program is not None
-        kinds = self.program.plain.args
+        kinds = self.program.args
         for path, name, kind in self.leaves:
             value = args[path[0]]
             for index in path[1:]:
@@ -276,7 +285,7 @@ def _scalar(value: Any, elem: str) -> Any:
 
 def _share(program: Program, areas: list[Area]) -> None:
     """Mark the arguments whose storage this launch also writes: their loads are remembered."""
-    stores, loads = program.plain.stores, program.plain.loads
+    stores, loads = program.stores, program.loads
     if None in stores:
         written = {area.storage for area in areas}
     else:

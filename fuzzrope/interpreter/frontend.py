@@ -1,7 +1,7 @@
 """From a Triton kernel to the text of its IR: Triton's own front end and first passes, for compute capability 9.0.
 
-The text is cached on disk beside Triton's own artifacts (``TRITON_CACHE_DIR``), by everything it depends
-on. It is read back as data.
+What is made of a variant is cached on disk beside Triton's own artifacts (``TRITON_CACHE_DIR``), by
+everything it depends on. A cache is as trustworthy as whoever can write there, like Triton's own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -16,47 +18,62 @@ from triton._C.libtriton import ir as mlir
 from triton.compiler.compiler import ASTSource, filter_traceback, make_backend
 from triton.runtime.cache import get_cache_manager
 
-VERSION = "1"  # of what the cache holds
+from fuzzrope.interpreter.program import VERSION
 
 
-def _key(src: ASTSource, options: Any) -> str:
-    code = getattr(src.fn.fn, "__code__", None)
-    parts = ("fuzzrope-ttir", VERSION, triton.__version__, src.hash(), options.hash(), getattr(code, "co_filename", ""))
-    return hashlib.sha256("\x00".join(map(str, parts)).encode()).hexdigest()
+class Variant:
+    """One specialization of a kernel: its IR, and a place on disk for what is made of it.
 
-
-def ttir(src: ASTSource, target: Any, options: dict[str, Any]) -> tuple[str, str]:
-    """The IR of a variant and its key in the cache.
-
-    Raises whatever Triton's compiler raises for the kernel, as on a GPU.
+    Raises whatever Triton's compiler raises for the kernel, as on a GPU, when ``text`` is first asked for.
     """
-    # Divisibility is a hint for later stages: without it variants of one body share their text.
-    src.attrs = {}
-    backend = make_backend(target)
-    parsed = backend.parse_options(dict(options))
-    key = _key(src, parsed)
-    name = f"{src.name[:100]}.ttir"
-    manager = None
-    with contextlib.suppress(OSError):
-        manager = get_cache_manager(key)
-        path = manager.get_file(name)
-        if path is not None and not os.environ.get("TRITON_ALWAYS_COMPILE"):
-            with open(path, encoding="utf-8") as file:
-                return file.read(), key
-    context = mlir.context()
-    mlir.load_dialects(context)
-    backend.load_dialects(context)
-    try:
-        module = src.make_ir(
-            target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context
-        )
-    except Exception as error:
-        filter_traceback(error)
-        raise
-    stages: dict[str, Any] = {}
-    backend.add_stages(stages, parsed, src.language)
-    text = str(stages["ttir"](module, {}))
-    if manager is not None:
+
+    def __init__(self, src: ASTSource, target: Any, options: dict[str, Any]) -> None:
+        # Divisibility is a hint for later stages: without it variants of one body share their text.
+        src.attrs = {}
+        self.src, self.target = src, target
+        self.backend = make_backend(target)
+        self.options = self.backend.parse_options(dict(options))
+        code = getattr(src.fn.fn, "__code__", None)
+        parts = ("fuzzrope", VERSION, triton.__version__, src.hash(), self.options.hash())
+        parts += (getattr(code, "co_filename", ""),)
+        self.key = hashlib.sha256("\x00".join(map(str, parts)).encode()).hexdigest()
+        self.name = src.name[:100]
+        self._text: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Its IR."""
+        if self._text is None:
+            stored = self.cached("ttir", lambda: self._compile().encode())
+            self._text = stored.decode()
+        return self._text
+
+    def cached(self, kind: str, make: Callable[[], bytes]) -> bytes:
+        """The bytes stored under a kind for this variant; made, and stored if possible, when they are not there."""
+        manager, name = None, f"{self.name}.{kind}"
         with contextlib.suppress(OSError):
-            manager.put(text, name, binary=False)
-    return text, key
+            manager = get_cache_manager(self.key)
+            path = manager.get_file(name)
+            if path is not None and not os.environ.get("TRITON_ALWAYS_COMPILE"):
+                return Path(path).read_bytes()
+        made = make()
+        if manager is not None:
+            with contextlib.suppress(OSError):
+                manager.put(made, name, binary=True)
+        return made
+
+    def _compile(self) -> str:
+        context = mlir.context()
+        mlir.load_dialects(context)
+        self.backend.load_dialects(context)
+        implementation = self.backend.get_codegen_implementation(self.options)
+        try:
+            module = self.src.make_ir(
+                self.target, self.options, implementation, self.backend.get_module_map(), context
+            )
+        except Exception as error:
+            filter_traceback(error)
+            raise
+        stages: dict[str, Any] = {}
+        self.backend.add_stages(stages, self.options, self.src.language)
+        return str(stages["ttir"](module, {}))

@@ -12,6 +12,7 @@ from fuzzrope.interpreter.dataflow import Flow, set_of_ops
 from fuzzrope.interpreter.ir import Module, Op
 
 Range = tuple[int, int]
+Step = tuple[str, int, tuple[int, ...], Any]
 _PASS = {
     *("tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "tt.unsplat"),
     *("arith.extsi", "arith.index_cast"),
@@ -21,23 +22,25 @@ _PASS = {
 class Intervals:
     """The address arithmetic of one kernel, ready to be evaluated for a launch."""
 
-    def __init__(self, module: Module, flow: Flow) -> None:
-        self.steps: list[tuple[str, int, tuple[int, ...], Any]] = []
-        self.hopeless = False
-        self.args = dict(enumerate(module.entry.ids))
-        known = set(module.entry.ids)
+    def __init__(self, steps: list[Step], args: dict[int, int]) -> None:
+        self.steps, self.args = steps, args
+
+    @classmethod
+    def of(cls, module: Module, flow: Flow) -> Intervals:
+        """The steps that the address arithmetic of a module takes."""
+        made = cls([], dict(enumerate(module.entry.ids)))
         relevant = _closure(module, flow)
         for op in set_of_ops(module):
             if op.name == "scf.for":
                 induction = op.regions[0][0].ids[0]
                 if induction in relevant:
-                    self.steps.append(("for", induction, (op.ins[0], op.ins[1]), None))
-                    known.add(induction)
+                    made.steps.append(("for", induction, (op.ins[0], op.ins[1]), None))
             for out in op.outs:
                 if out in relevant:
-                    self._step(op, out, known)
+                    made._step(op, out)
+        return made
 
-    def _step(self, op: Op, out: int, known: set[int]) -> None:
+    def _step(self, op: Op, out: int) -> None:
         kind = op.name
         extra: Any = None
         width = 32 if "i32" in _last_type(op) else 64
@@ -55,7 +58,6 @@ class Intervals:
         elif not kind.startswith("arith."):
             return
         self.steps.append((kind, out, tuple(op.ins), (extra, width)))
-        known.add(out)
 
     def fit(self, args: list[Any], grid: tuple[int, int, int]) -> bool:
         """Whether no 32-bit sum or product in an address can leave its range in this launch."""

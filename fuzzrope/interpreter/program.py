@@ -1,7 +1,14 @@
-"""A kernel variant ready to run: its generated programs, and what is known about its launches."""
+"""A kernel variant ready to run: its generated programs, and what is known about its launches.
+
+A program is stored as compiled Python with its constants, so that a process that meets a variant again
+neither parses IR nor translates it. A digest tells a damaged file, which is made anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import marshal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,64 +17,136 @@ import numpy as np
 from fuzzrope.interpreter import runtime
 from fuzzrope.interpreter.dataflow import resolve
 from fuzzrope.interpreter.intervals import Intervals
-from fuzzrope.interpreter.ir import read
-from fuzzrope.interpreter.places import describe
-from fuzzrope.interpreter.translate import Generated, translate
+from fuzzrope.interpreter.ir import Module, Type, read
+from fuzzrope.interpreter.places import frame_of, show
+from fuzzrope.interpreter.translate import translate
 
+VERSION = "2"  # of everything that is cached: raise it when translation changes
 CACHED_ELEMENTS = 2**17  # of one value in one chunk: what the second-level cache of a core likes
 
 
 class Spot:
     """A site as the runtime knows it."""
 
-    __slots__ = ("_places", "_text", "number", "place", "what")
+    __slots__ = ("_text", "frame", "number", "what")
 
-    def __init__(self, number: int, what: str, place: str, places: dict[str, str]) -> None:
-        self.number, self.what, self.place = number, what, place
-        self._places, self._text = places, ""
+    def __init__(self, number: int, what: str, frame: tuple[str, int] | None) -> None:
+        self.number, self.what, self.frame = number, what, frame
+        self._text = ""
 
     def text(self) -> str:
         """``file:line: source`` of the operation."""
         if not self._text:
-            self._text = describe(self._places, self.place)
+            self._text = show(self.frame)
         return self._text
 
 
-class Program:
-    """The executable form of one variant's IR.
+Run = Callable[..., None]
 
-    Raises :class:`fuzzrope.interpreter.translate.UnknownOperationError` for IR it cannot execute.
+
+class Program:
+    """The executable form of one variant.
+
+    Attributes:
+        args: names and types of the IR's arguments.
+        ordered: whether programs must run one after another.
+        stores: arguments written, None for any; ``loads`` likewise.
     """
 
-    def __init__(self, text: str) -> None:
-        self.module = read(text)
-        self.plain, self.function = self._build(False)
-        self.sites = self._sites(self.plain)
-        self._checked: tuple[Callable[..., None], list[Spot]] | None = None
-        self.intervals = Intervals(self.module, resolve(self.module))
+    def __init__(self, stored: bytes, text: Callable[[], str]) -> None:
+        self._text = text
+        fields = _unpack(stored)
+        self.function, self.sites = _load(fields)
+        self.args = [(name, Type(*kind)) for name, kind in fields["args"]]
+        self.bytes_a_program, self.elements = fields["bytes"], fields["elements"]
+        self.ordered = fields["ordered"]
+        self.stores, self.loads = set(fields["stores"]), set(fields["loads"])
+        self.intervals = Intervals(*fields["intervals"])
+        self._checked: tuple[Run, list[Spot]] | None = None
 
-    def _build(self, checked: bool) -> tuple[Generated, Callable[..., None]]:
-        generated = translate(self.module, checked)
-        namespace: dict[str, Any] = {"np": np, "R": runtime, **generated.namespace}
-        exec(compile(generated.source, "<generated>", "exec"), namespace)  # noqa: S102 - we wrote it
-        with np.errstate(all="ignore"):
-            return generated, namespace["build"]()
-
-    def _sites(self, generated: Generated) -> list[Spot]:
-        return [Spot(s.number, s.what, s.place, self.module.places) for s in generated.sites]
-
-    def variant(self, args: list[Any], grid: tuple[int, int, int]) -> tuple[Callable[..., None], list[Spot]]:
+    def variant(self, args: list[Any], grid: tuple[int, int, int]) -> tuple[Run, list[Spot]]:
         """The program for a launch with these arguments, and its sites: one that watches where it must."""
         if self.intervals.fit(args, grid):
             return self.function, self.sites
         if self._checked is None:
-            generated, function = self._build(True)
-            self._checked = function, self._sites(generated)
+            self._checked = _load(_unpack(pack(self._text(), checked=True)))
         return self._checked
 
     def chunk(self, programs: int, memory: int) -> int:
         """How many programs run at once, given a cap in bytes on the memory of their values."""
-        if self.plain.ordered:
+        if self.ordered:
             return 1
-        fitting = min(memory // max(self.plain.bytes_a_program, 1), CACHED_ELEMENTS // self.plain.elements)
+        fitting = min(memory // max(self.bytes_a_program, 1), CACHED_ELEMENTS // self.elements)
         return max(1, min(programs, fitting))
+
+
+def pack(text: str, checked: bool = False) -> bytes:
+    """Translate IR into a stored program.
+
+    Raises :class:`fuzzrope.interpreter.translate.UnknownOperationError` for IR it cannot execute.
+    """
+    module = read(text)
+    generated = translate(module, checked)
+    body = marshal.dumps(
+        {
+            "code": compile(generated.source, "<generated>", "exec"),
+            "constants": {name: _freeze(value) for name, value in generated.namespace.items()},
+            "sites": [(s.number, s.what, frame_of(module.places, s.place)) for s in generated.sites],
+            "args": [(name, (kind.elem, kind.shape, kind.to, kind.block)) for name, kind in generated.args],
+            "bytes": generated.bytes_a_program,
+            "elements": generated.elements,
+            "ordered": generated.ordered,
+            "stores": tuple(generated.stores),
+            "loads": tuple(generated.loads),
+            "intervals": _intervals(module),
+        }
+    )
+    return hashlib.sha256(body).digest() + body
+
+
+def is_intact(stored: bytes) -> bool:
+    """Whether a stored program is what was stored."""
+    return hashlib.sha256(stored[32:]).digest() == stored[:32]
+
+
+def _unpack(stored: bytes) -> dict[str, Any]:
+    fields: dict[str, Any] = marshal.loads(stored[32:])  # noqa: S302 - checked, and from the user's own cache
+    return fields
+
+
+def _intervals(module: Module) -> tuple[Any, ...]:
+    made = Intervals.of(module, resolve(module))
+    return made.steps, made.args
+
+
+def _load(fields: dict[str, Any]) -> tuple[Run, list[Spot]]:
+    namespace: dict[str, Any] = {"np": np, "R": runtime}
+    namespace |= {name: _thaw(value) for name, value in fields["constants"].items()}
+    exec(fields["code"], namespace)  # noqa: S102 - generated by pack()
+    with np.errstate(all="ignore"):
+        return namespace["build"](), [Spot(*site) for site in fields["sites"]]
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return ("array", value.dtype.str, value.shape, value.tobytes())
+    if isinstance(value, np.dtype):
+        return ("dtype", value.str)
+    if isinstance(value, np.generic):
+        return ("scalar", value.dtype.str, value.tobytes())
+    assert isinstance(value, str)
+    return ("text", value)
+
+
+def _thaw(value: Any) -> Any:
+    kind, *rest = value
+    if kind == "array":
+        dtype, shape, data = rest
+        return np.frombuffer(data, dtype=dtype).reshape(shape)
+    if kind == "scalar":
+        return np.frombuffer(rest[1], dtype=rest[0])[0]
+    return np.dtype(rest[0]) if kind == "dtype" else rest[0]
+
+
+KIND = f"{sys.implementation.cache_tag}.program"
+__all__ = ["KIND", "VERSION", "Program", "Spot", "is_intact", "pack"]
