@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.zoo import conversions, elementwise, integers, memory
+from tests.zoo import atomics, control, conversions, dots, elementwise, integers, memory, reductions, scans, shapes
 from tests.zoo.base import Comparison, Entry, compare
 
-MODULES: tuple[ModuleType, ...] = (elementwise, integers, conversions, memory)
+MODULES: tuple[ModuleType, ...] = (elementwise, integers, conversions, memory, shapes, control, reductions, scans, dots, atomics)
 
 #: Entries by family, which is the name of their module.
 FAMILIES: dict[str, tuple[Entry, ...]] = {module.__name__.rpartition(".")[2]: module.ENTRIES for module in MODULES}

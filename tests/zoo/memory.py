@@ -11,11 +11,7 @@ import triton.language as tl
 
 from tests.zoo.base import Entry
 from tests.zoo.formats import FORMATS, NATIVE, bits_of
-from tests.zoo.values import FLOATS, INTEGERS, NAMES, generator, hostile, integers, normals
-
-
-def draw(dtype, count, seed):
-    return hostile(dtype, count, seed) if dtype in FORMATS else integers(dtype, count, seed)
+from tests.zoo.values import FLOATS, INTEGERS, NAMES, draw, generator, hostile, integers, normals
 
 
 def plain(x):

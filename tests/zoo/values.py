@@ -91,6 +91,11 @@ def integers(dtype: torch.dtype, count: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.array(near, _numpy(dtype)), rest]))
 
 
+def draw(dtype: torch.dtype, count: int, seed: int) -> torch.Tensor:
+    """Hostile numbers of any dtype."""
+    return hostile(dtype, count, seed) if dtype in FORMATS else integers(dtype, count, seed)
+
+
 def integer_pairs(dtype: torch.dtype, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Two tensors of integers, shuffled so that the ends meet others."""
     first, second = integers(dtype, count, seed), integers(dtype, count, seed + 1)
