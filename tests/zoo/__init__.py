@@ -12,10 +12,25 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.zoo import atomics, control, conversions, dots, elementwise, integers, memory, reductions, scans, shapes
+from tests.zoo import (
+    atomics,
+    control,
+    conversions,
+    descriptors,
+    dots,
+    elementwise,
+    functions,
+    integers,
+    launches,
+    memory,
+    random_numbers,
+    reductions,
+    scans,
+    shapes,
+)
 from tests.zoo.base import Comparison, Entry, compare
 
-MODULES: tuple[ModuleType, ...] = (elementwise, integers, conversions, memory, shapes, control, reductions, scans, dots, atomics)
+MODULES: tuple[ModuleType, ...] = (elementwise, integers, conversions, memory, shapes, control, reductions, scans, dots, atomics, descriptors, functions, random_numbers, launches)
 
 #: Entries by family, which is the name of their module.
 FAMILIES: dict[str, tuple[Entry, ...]] = {module.__name__.rpartition(".")[2]: module.ENTRIES for module in MODULES}
