@@ -14,6 +14,7 @@ from types import ModuleType
 
 from tests.zoo import (
     atomics,
+    attention,
     control,
     conversions,
     descriptors,
@@ -23,14 +24,16 @@ from tests.zoo import (
     integers,
     launches,
     memory,
+    normalization,
     random_numbers,
     reductions,
     scans,
     shapes,
+    tutorials,
 )
 from tests.zoo.base import Comparison, Entry, compare
 
-MODULES: tuple[ModuleType, ...] = (elementwise, integers, conversions, memory, shapes, control, reductions, scans, dots, atomics, descriptors, functions, random_numbers, launches)
+MODULES: tuple[ModuleType, ...] = (elementwise, integers, conversions, memory, shapes, control, reductions, scans, dots, atomics, descriptors, functions, random_numbers, launches, tutorials, normalization, attention)
 
 #: Entries by family, which is the name of their module.
 FAMILIES: dict[str, tuple[Entry, ...]] = {module.__name__.rpartition(".")[2]: module.ENTRIES for module in MODULES}
