@@ -27,13 +27,33 @@ from tests.zoo import (
     normalization,
     random_numbers,
     reductions,
+    scaled_dots,
     scans,
     shapes,
     tutorials,
 )
 from tests.zoo.base import Comparison, Entry, compare
 
-MODULES: tuple[ModuleType, ...] = (elementwise, integers, conversions, memory, shapes, control, reductions, scans, dots, atomics, descriptors, functions, random_numbers, launches, tutorials, normalization, attention)
+MODULES: tuple[ModuleType, ...] = (
+    elementwise,
+    integers,
+    conversions,
+    memory,
+    shapes,
+    control,
+    reductions,
+    scans,
+    dots,
+    scaled_dots,
+    atomics,
+    descriptors,
+    functions,
+    random_numbers,
+    launches,
+    tutorials,
+    normalization,
+    attention,
+)
 
 #: Entries by family, which is the name of their module.
 FAMILIES: dict[str, tuple[Entry, ...]] = {module.__name__.rpartition(".")[2]: module.ENTRIES for module in MODULES}

@@ -83,7 +83,11 @@ def launch_extremes(x, start):
 
 def truth_extremes(x, start):
     values, start, i = x.numpy(), start.numpy(), np.arange(COUNT - 10)
-    out = {"max": start[:SLOTS].copy(), "min": start[:SLOTS].copy(), "old": np.minimum(start, np.maximum(values, start))}
+    out = {
+        "max": start[:SLOTS].copy(),
+        "min": start[:SLOTS].copy(),
+        "old": np.minimum(start, np.maximum(values, start)),
+    }
     np.maximum.at(out["max"], i % SLOTS, values[: COUNT - 10])
     np.minimum.at(out["min"], i % SLOTS, values[: COUNT - 10])
     return out
@@ -194,13 +198,13 @@ def bound_real(x):
 def _entries():
     for dtype in (torch.int32, torch.int64, torch.uint32, torch.float16, torch.bfloat16, torch.float32, torch.float64):
         draw = partial(small_integers, top=3) if dtype in FORMATS else integers
-        shape = (lambda d, f: {"x": f(d, COUNT, 190), "start": f(d, COUNT, 191)})  # noqa: E731
+        shape = lambda d, f: {"x": f(d, COUNT, 190), "start": f(d, COUNT, 191)}  # noqa: E731
         right = dtype != torch.bfloat16
         name = f"atomic_add-{NAMES[dtype]}"
         yield Entry(name, "exact", partial(shape, dtype, draw), launch_add, truth_add, None, right)
     for dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64, torch.float32, torch.float64):
         draw = partial(small_integers, top=90) if dtype in FORMATS else integers
-        shape = (lambda d, f: {"x": f(d, COUNT, 192) + (d in FORMATS) / 4, "start": f(d, COUNT, 193)})  # noqa: E731
+        shape = lambda d, f: {"x": f(d, COUNT, 192) + (d in FORMATS) / 4, "start": f(d, COUNT, 193)}  # noqa: E731
         inputs = partial(shape, dtype, draw) if dtype in FORMATS else partial(_plain, dtype)
         yield Entry(f"atomic_extremes-{NAMES[dtype]}", "exact", inputs, launch_extremes, truth_extremes)
     for dtype in (torch.int32, torch.int64, torch.uint32):

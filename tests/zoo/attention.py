@@ -58,7 +58,9 @@ def attention_kernel(
     v_ptr += head
     if CAUSAL:
         acc, l_i, m_i = inner(acc, l_i, m_i, q, k_ptr, v_ptr, at, scale, 0, begin, i, j, HEAD, False, BLOCK_N)
-        acc, l_i, m_i = inner(acc, l_i, m_i, q, k_ptr, v_ptr, at, scale, begin, begin + BLOCK_M, i, j, HEAD, True, BLOCK_N)
+        acc, l_i, m_i = inner(
+            acc, l_i, m_i, q, k_ptr, v_ptr, at, scale, begin, begin + BLOCK_M, i, j, HEAD, True, BLOCK_N
+        )
     else:
         acc, l_i, m_i = inner(acc, l_i, m_i, q, k_ptr, v_ptr, at, scale, 0, seq, i, j, HEAD, False, BLOCK_N)
     tl.store(lse_ptr + tl.program_id(1) * seq + i, m_i + tl.math.log2(l_i))
@@ -92,9 +94,9 @@ def truth(causal, q, k, v):
 def bound(causal, q, k, v):
     """Each step to first order; numbers are those of a row, the worst of its scores standing for all.
 
-    A score errs by its product (``dots``) and by scaling and subtracting, 4 u of the largest twice. exp2 turns that into a
-    relative error, and adds 2 ulp of its own. Each of the blocks rescales sum and accumulator once more by such
-    an exp2. The sum adds in any order. Weights are rounded to float16, absolutely where they are subnormal; the
+    A score errs by its product (``dots``) and by scaling and subtracting, 4 u of the largest twice. exp2 turns
+    that into a relative error, and adds 2 ulp of its own. Each of the blocks rescales sum and accumulator once
+    more by such an exp2. The sum adds in any order. Weights are rounded to float16, absolutely where they are subnormal; the
     second product is like the first; the division has 2 ulp, and the output is rounded to float16.
     """
     u, eps, (_, seq, head) = FP32.unit, EPS[torch.float32], q.shape
@@ -107,7 +109,10 @@ def bound(causal, q, k, v):
     size = p @ np.abs(values_of(v))
     out = (relative + 2 * seq * eps + FP16.unit) * size + FP16.smallest / 2 * np.abs(values_of(v)).sum(1)[:, None, :]
     out = out + FP16.unit * (np.abs(p @ values_of(v)) + out) + FP16.smallest / 2
-    return {"out": 1.1 * out, "lse": 1.1 * (2 * score[..., 0] + relative[..., 0] / np.log(2) + 6 * u * (np.abs(lse) + 8))}
+    return {
+        "out": 1.1 * out,
+        "lse": 1.1 * (2 * score[..., 0] + relative[..., 0] / np.log(2) + 6 * u * (np.abs(lse) + 8)),
+    }
 
 
 def inputs():

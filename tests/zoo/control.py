@@ -94,7 +94,7 @@ def while_kernel(x_ptr, steps_ptr, gcd_ptr, first_ptr, N: tl.constexpr):
     steps = 0
     value = x
     while value != 1:
-        if value % 2 == 0:
+        if value % 2 == 0:  # noqa: SIM108  # a branch is meant
             value = value // 2
         else:
             value = 3 * value + 1
@@ -287,16 +287,62 @@ def truth_carried(x):
     return {"out": np.array(rows, np.float32)}
 
 
+@triton.jit
+def digits(x, y):
+    """For one element alone: loops and branches that a block cannot have."""
+    count = 0
+    while x > 0:
+        x = x // 10
+        count += 1
+    if count > 2:
+        count = count * 100
+    return count, y - count
+
+
+@triton.jit
+def map_kernel(x_ptr, y_ptr, count_ptr, rest_ptr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    count, rest = tl.map_elementwise(digits, tl.load(x_ptr + i), tl.load(y_ptr + i))
+    tl.store(count_ptr + i, count)
+    tl.store(rest_ptr + i, rest)
+
+
+def launch_map(x, y):
+    out = {"count": torch.empty_like(x), "rest": torch.empty_like(x)}
+    map_kernel[(1,)](x, y, *out.values(), N=x.numel())
+    return out
+
+
+def truth_map(x, y):
+    count = np.array([len(str(v)) if v > 0 else 0 for v in x.tolist()], np.int32)
+    count = np.where(count > 2, count * 100, count)
+    return {"count": count, "rest": y.numpy() - count}
+
+
 def whole(shape, low, high, seed, dtype=np.int32):
     return torch.from_numpy(generator(seed).integers(low, high, shape).astype(dtype))
 
 
 ENTRIES = (
-    Entry("loop_bounds", "exact", lambda: {"begin": whole(8, 0, 6, 140), "end": whole(8, 0, 14, 141)}, launch_bounds,
-          truth_bounds),
+    Entry(
+        "loop_bounds",
+        "exact",
+        lambda: {"begin": whole(8, 0, 6, 140), "end": whole(8, 0, 14, 141)},
+        launch_bounds,
+        truth_bounds,
+    ),
     Entry("loop_hints", "exact", lambda: {"x": whole((6, 64), -9, 9, 142, np.float32)}, launch_ranges, truth_ranges),
     Entry("while_loops", "exact", lambda: {"x": whole(12, 1, 99, 143)}, launch_while, truth_while),
     Entry("branches", "exact", lambda: {"x": whole((10, 16), -40, 50, 144)}, launch_branch, truth_branch),
     Entry("calls", "exact", lambda: {"x": whole(96, -12, 12, 145)}, launch_calls, truth_calls),
     Entry("carried", "exact", lambda: {"x": whole((7, 32), -20, 20, 146, np.float32)}, launch_carried, truth_carried),
+    Entry(
+        "map_elementwise",
+        "exact",
+        lambda: {"x": whole(64, -9, 30000, 147), "y": whole(64, -99, 99, 148)},
+        launch_map,
+        truth_map,
+        None,
+        False,
+    ),
 )

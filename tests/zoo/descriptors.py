@@ -111,7 +111,9 @@ def truth_cube(x):
 
 
 @triton.jit
-def reduce_kernel(x_ptr, add_desc, max_desc, min_desc, and_desc, or_desc, xor_desc, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def reduce_kernel(
+    x_ptr, add_desc, max_desc, min_desc, and_desc, or_desc, xor_desc, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """Every program reduces into the same block, which hangs over the edge."""
     at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     x = tl.load(x_ptr + tl.program_id(0) * ROWS * COLUMNS + at)

@@ -25,8 +25,13 @@ from tests.zoo.values import NAMES, generator, normals, small_integers
 EPS = {torch.float16: 2.0**-10, torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 FLOAT8_EPS = 2.0**-13
 #: What a factor loses relatively: tf32 keeps 10 bits and cuts the others. Three products of tf32 keep 20
-#: bits of each factor, and lose the product of the two low parts.
-PRECISION = {"ieee": 0.0, "tf32": 2 * 2.0**-10 + 2.0**-20, "tf32x3": 3 * 2.0**-20}
+#: bits of each factor, and lose the product of the two low parts. Products of pieces of bfloat16, each of which
+#: leaves 2**-8 of what was there, likewise: two pieces a factor for three products, three pieces for six.
+PRECISION = {
+    "ieee": 0.0, "tf32": 2 * 2.0**-10 + 2.0**-20, "tf32x3": 3.01 * 2.0**-20,
+    "bf16x3": 3.05 * 2.0**-16, "bf16x6": 4.1 * 2.0**-24,
+}  # fmt: skip
+PRODUCTS = {"tf32x3": 3, "bf16x3": 3, "bf16x6": 6}
 
 
 @triton.jit
@@ -74,12 +79,15 @@ def truth_real(a, b, c):
     return {"out": product(a, b, c).astype(np.float64)}
 
 
-def bound(a, b, c, eps=None, precision="ieee"):
+def bound(a, b, c, eps=None, precision="ieee", chunk=None):
+    """The accumulator is left for float32 after every ``chunk`` of products, if at all."""
     eps, k = EPS[c.dtype] if eps is None else eps, a.shape[1]
     sizes = np.abs(values_of(a)) @ np.abs(values_of(b))
     lost = PRECISION[precision]
-    error = 2 * k * eps * (3 if precision == "tf32x3" else 1) * (sizes * (1 + lost) + np.abs(values_of(c)))
+    error = 2 * (chunk or k) * eps * PRODUCTS.get(precision, 1) * (sizes * (1 + lost) + np.abs(values_of(c)))
     last = FORMATS[c.dtype].unit * np.abs(values_of(c))
+    if chunk:
+        error = error + 2 * k * EPS[torch.float32] * (sizes + np.abs(values_of(c)))
     return {"out": error + lost * sizes + last}
 
 
@@ -165,15 +173,16 @@ def _entries():
         launch = partial(launch_dot, **options)
         yield Entry(f"dot_exact-{name}", "exact", exact, launch, truth_exact, None, right)
         yield Entry(f"dot-{name}", "dot", real, launch, truth_real, partial(bound, eps=eps), right)
-    for precision in ("tf32", "tf32x3"):
+    for precision in ("tf32", "tf32x3", "bf16x3", "bf16x6"):
         launch, inputs = partial(launch_dot, precision=precision), partial(real_inputs, single, single, single)
-        yield Entry(f"dot-{precision}", "dot", inputs, launch, truth_real, partial(bound, precision=precision))
+        limit, right = partial(bound, precision=precision), precision.startswith("tf32")  # others it refuses
+        yield Entry(f"dot-{precision}", "dot", inputs, launch, truth_real, limit, right)
     turned = partial(real_inputs, half, half, single, turned=True)
     yield Entry("dot-transposed", "dot", turned, launch_dot, truth_real, bound)
     for imprecise in (0, 32):
         launch, inputs = partial(launch_dot, imprecise=imprecise), partial(real_inputs, e4, e4, single)
         name = f"dot-fp8e4nv-imprecise{imprecise}"
-        yield Entry(name, "dot", inputs, launch, truth_real, partial(bound, eps=FLOAT8_EPS))
+        yield Entry(name, "dot", inputs, launch, truth_real, partial(bound, eps=FLOAT8_EPS, chunk=32))
     yield Entry("dot-int8", "exact", byte_inputs, launch_dot, truth_bytes)  # tl.dot takes no uint8
     cubes = lambda: {"a": normals(half, (4, 16, 32), 177), "b": normals(half, (4, 32, 16), 178)}  # noqa: E731
     matmul = lambda a, b: {"out": values_of(a) @ values_of(b)}  # noqa: E731

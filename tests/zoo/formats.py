@@ -105,6 +105,7 @@ def decode(bits: np.ndarray, form: Format) -> np.ndarray:
     return np.where(bits >> (form.width - 1) == 1, -value, value)
 
 
+@np.errstate(all="ignore")  # what overflows here is told apart afterwards
 def encode(values: np.ndarray, form: Format, toward_zero: bool = False) -> np.ndarray:
     """Round float64 values to the nearest, ties to even, or toward zero; gives bit patterns."""
     values = np.asarray(values, np.float64)

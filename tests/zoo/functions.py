@@ -134,7 +134,7 @@ def launch(kernel, names, x):
     return dict(zip(names, out, strict=True))
 
 
-def function(name, x, language):
+def function(name, x):
     """In float64 from torch, or from NumPy with a longer format where it has the function."""
     if name in ("erf", "erfc"):
         return getattr(torch.special, name)(torch.from_numpy(x)).numpy()
@@ -151,20 +151,20 @@ def function(name, x, language):
     return value.astype(np.float64)
 
 
-def truth(names, language, x):
+def truth(names, x):
     with np.errstate(all="ignore"):
-        return {name: function(name, values_of(x), language) for name in names}
+        return {name: function(name, values_of(x)) for name in names}
 
 
 def truth_exact(x):
-    return {name: value.astype(np.float32) for name, value in truth(EXACT, False, x).items()}
+    return {name: value.astype(np.float32) for name, value in truth(EXACT, x).items()}
 
 
 def bound(names, language, x):
     """Triton multiplies by log2(e) for exp in float32: the argument's rounding counts as often as it is large."""
     single = x.dtype == torch.float32
     out = {}
-    for name, value in truth(names, language, x).items():
+    for name, value in truth(names, x).items():
         out[name] = ulps(ULPS[name][0 if single else 1], value, x.dtype)
         if language and single and name == "exp":
             with np.errstate(all="ignore"):
@@ -235,9 +235,11 @@ def _entries():
         groups += [("libdevice_exponential", exponential_kernel, EXPONENTIAL, False)]
         groups += [("libdevice_pairs", pairs_kernel, PAIRS, False)]
         for name, kernel, names, language in groups:
+            # Triton's interpreter uses NumPy, whose log of float32 may be 4 ulp off, and has no libdevice.
+            right = name == "erf" or (language and dtype == torch.float64)
             yield Entry(
                 f"{name}-{suffix}", "approximate", inputs, partial(launch, kernel, names),
-                partial(truth, names, language), partial(bound, names, language), name in ("language", "erf"),
+                partial(truth, names), partial(bound, names, language), right,
             )  # fmt: skip
     inputs = partial(arguments, torch.float32)
     yield Entry("libdevice_exact", "exact", inputs, partial(launch, exact_kernel, EXACT), truth_exact, None, False)

@@ -230,7 +230,11 @@ def mixed_kernel(x_ptr, y_ptr, sum_ptr, constant_ptr, product_ptr, BLOCK: tl.con
 
 
 def launch_mixed(x, y):
-    out = {"sum": torch.empty_like(y), "constant": torch.empty_like(x), "product": torch.empty_like(y, dtype=torch.int64)}
+    out = {
+        "sum": torch.empty_like(y),
+        "constant": torch.empty_like(x),
+        "product": torch.empty_like(y, dtype=torch.int64),
+    }
     mixed_kernel[(COUNT // BLOCK,)](x, y, *out.values(), BLOCK=BLOCK)
     return out
 
@@ -255,7 +259,9 @@ def _entries():
         yield Entry(f"shift-{name}", "exact", partial(shift_inputs, dtype), launch_shift, truth_shift)
         yield Entry(f"order-{name}", "exact", partial(_pairs, dtype, 65), launch_order, truth_order)
         if dtype.itemsize >= 4:
-            yield Entry(f"umulhi-{name}", "exact", partial(_pairs, dtype, 75), launch_umulhi, truth_umulhi, None, not signed)
+            yield Entry(
+                f"umulhi-{name}", "exact", partial(_pairs, dtype, 75), launch_umulhi, truth_umulhi, None, not signed
+            )
     yield Entry("bool", "exact", bool_inputs, launch_bool, truth_bool)
     mixed = partial(lambda: {"x": integers(torch.int8, COUNT, 81), "y": integers(torch.int32, COUNT, 82)})
     yield Entry("mixed_widths", "exact", mixed, launch_mixed, truth_mixed)

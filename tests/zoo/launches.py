@@ -218,7 +218,8 @@ def small(count, seed):
 
 #: Triton's interpreter knows no True as an argument where NumPy is new, and tunes only with a driver.
 ENTRIES = (
-    Entry("arguments", "exact", lambda: {"x": small(100, 230), "bias": small(100, 231), "big": 2**40 + 3, "scale": 2.75},
+    Entry("arguments", "exact",
+          lambda: {"x": small(100, 230), "bias": small(100, 231), "big": 2**40 + 3, "scale": 2.75},
           launch_arguments, truth_arguments, None, False),
     Entry("annotations", "exact", lambda: {"x": small(101, 232)}, launch_unaligned, truth_unaligned),
     Entry("grids", "exact", lambda: {"like": small(9, 233)}, launch_grid, truth_grid),

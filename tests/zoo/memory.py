@@ -46,7 +46,7 @@ def hints_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     mask = offsets < n
     a = tl.load(x_ptr + offsets, mask=mask, other=0.0, cache_modifier=".ca")
     b = tl.load(x_ptr + offsets, mask=mask, other=0.0, cache_modifier=".cg")
-    c = tl.load(x_ptr + offsets, mask=mask, other=0.0, cache_modifier=".cv", volatile=True)
+    c = tl.load(x_ptr + offsets, mask=mask, other=0.0, volatile=True)
     d = tl.load(x_ptr + offsets, mask=mask, other=0.0, eviction_policy="evict_first")
     e = tl.load(x_ptr + offsets, mask=mask, other=0.0, eviction_policy="evict_last")
     tl.store(out_ptr + offsets, a, mask=mask, cache_modifier=".wb")
@@ -230,13 +230,18 @@ def _entries():
     yield Entry("cache_hints", "exact", one, launch_hints, lambda x: {"out": np.tile(plain(x), 5)})
     grid = partial(lambda: {"x": normals(torch.float32, (41, 53), 103)})
     yield Entry("strided", "exact", grid, launch_strided, truth_strided)
-    yield Entry("overlapping", "exact", lambda: {"x": hostile(torch.float16, 32, 104)}, launch_overlapping, truth_overlapping)
+    yield Entry(
+        "overlapping", "exact", lambda: {"x": hostile(torch.float16, 32, 104)}, launch_overlapping, truth_overlapping
+    )
     far = partial(lambda: {"x": hostile(torch.float32, 64, 105)})
     yield Entry("far_offsets", "exact", far, launch_far, lambda x: {"out": np.tile(plain(x), 2)})
     tables = {"a": (torch.float32, 64, 106), "b": (torch.float32, 33, 107), "c": (torch.float32, 50, 108)}
-    yield Entry("pointer_table", "exact", lambda: {k: hostile(*v) for k, v in tables.items()}, launch_table, truth_table)
-    order = partial(lambda: {"x": integers(torch.int32, 64, 109),
-                             "order": torch.from_numpy(generator(110).permutation(64))})
+    yield Entry(
+        "pointer_table", "exact", lambda: {k: hostile(*v) for k, v in tables.items()}, launch_table, truth_table
+    )
+    order = partial(
+        lambda: {"x": integers(torch.int32, 64, 109), "order": torch.from_numpy(generator(110).permutation(64))}
+    )
     yield Entry("scattered_pointers", "exact", order, launch_scattered, truth_scattered)
     yield Entry("pointer_cast", "exact", far, launch_reinterpreted, truth_reinterpreted)
     ragged = partial(lambda: {"x": normals(torch.float32, (27, 21), 111)})

@@ -133,6 +133,14 @@ def somewhere():
 SEED = int(generator(210).integers(2**40, 2**62))
 ENTRIES = (
     Entry("philox", "exact", lambda: {"device": somewhere(), "seed": SEED}, launch_random, truth_random),
-    Entry("philox_long", "exact", lambda: {"device": somewhere(), "seed": SEED, "base": 2**40 - 7}, launch_long, truth_long),
-    Entry("randn", "approximate", lambda: {"device": somewhere(), "seed": 1234}, launch_normal, truth_normal, bound_normal),
+    Entry(
+        "philox_long",
+        "exact",
+        lambda: {"device": somewhere(), "seed": SEED, "base": 2**40 - 7},
+        launch_long,
+        truth_long,
+    ),
+    Entry(
+        "randn", "approximate", lambda: {"device": somewhere(), "seed": 1234}, launch_normal, truth_normal, bound_normal
+    ),
 )

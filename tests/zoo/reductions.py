@@ -77,7 +77,9 @@ def bound_sums(x):
 
 
 @triton.jit
-def extremes_kernel(x_ptr, max_ptr, min_ptr, argmax_ptr, argmin_ptr, value_ptr, index_ptr, R: tl.constexpr, C: tl.constexpr):
+def extremes_kernel(
+    x_ptr, max_ptr, min_ptr, argmax_ptr, argmin_ptr, value_ptr, index_ptr, R: tl.constexpr, C: tl.constexpr
+):
     i = tl.arange(0, R)
     x = tl.load(x_ptr + i[:, None] * C + tl.arange(0, C)[None, :])
     tl.store(max_ptr + i, tl.max(x, 1))

@@ -18,9 +18,7 @@ from tests.zoo.values import normals
 
 
 @triton.jit
-def softmax_kernel(
-    out_ptr, x_ptr, in_stride, out_stride, rows, columns, BLOCK: tl.constexpr, num_stages: tl.constexpr
-):
+def softmax_kernel(out_ptr, x_ptr, in_stride, out_stride, rows, columns, BLOCK: tl.constexpr, num_stages: tl.constexpr):
     """Tutorial 02: each program takes rows in turn."""
     first = tl.program_id(0)
     step = tl.num_programs(0)
@@ -180,10 +178,20 @@ def grouped_kernel(
             total = tl.zeros((BM, BN), dtype=tl.float32)
             for start in range(0, k, BK):
                 rest = k - start
-                a = tl.load(a_ptr + i[:, None] * lda + start + kk[None, :], mask=(i[:, None] < m) & (kk[None, :] < rest), other=0.0)
-                b = tl.load(b_ptr + (start + kk[:, None]) * ldb + j[None, :], mask=(kk[:, None] < rest) & (j[None, :] < n), other=0.0)
+                a = tl.load(
+                    a_ptr + i[:, None] * lda + start + kk[None, :],
+                    mask=(i[:, None] < m) & (kk[None, :] < rest),
+                    other=0.0,
+                )
+                b = tl.load(
+                    b_ptr + (start + kk[:, None]) * ldb + j[None, :],
+                    mask=(kk[:, None] < rest) & (j[None, :] < n),
+                    other=0.0,
+                )
                 total += tl.dot(a, b)
-            tl.store(c_ptr + i[:, None] * ldc + j[None, :], total.to(tl.float16), mask=(i[:, None] < m) & (j[None, :] < n))
+            tl.store(
+                c_ptr + i[:, None] * ldc + j[None, :], total.to(tl.float16), mask=(i[:, None] < m) & (j[None, :] < n)
+            )
             tile += PROGRAMS
         before += tiles
 
@@ -241,7 +249,9 @@ def _entries():
     numbers = partial(lambda: {"x": normals(torch.float32, 300, 244), "p": 0.4, "seed": 512})
     yield Entry("tutorial_dropout", "approximate", numbers, launch_dropout, truth_dropout, bound_dropout)
     yield Entry("tutorial_grouped", "dot", grouped_inputs, launch_grouped, truth_grouped, bound_grouped)
-    looked_up = partial(lambda: {"index": torch.tensor([3, 0, 9, 3, 7]), "table": normals(torch.float16, (10, 24), 245)})
+    looked_up = partial(
+        lambda: {"index": torch.tensor([3, 0, 9, 3, 7]), "table": normals(torch.float16, (10, 24), 245)}
+    )
     embedding = lambda index, table: {"out": rounded(values_of(table)[index.numpy()], torch.float16)}  # noqa: E731
     yield Entry("embedding", "exact", looked_up, launch_embedding, embedding)
 

@@ -108,6 +108,8 @@ def _numpy(dtype: torch.dtype) -> np.dtype:
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     form = FORMATS[parts[0].dtype]
-    bits = [part.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[part.element_size()])
-            for part in parts]
+    bits = [
+        part.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[part.element_size()])
+        for part in parts
+    ]
     return torch.cat(bits).view(form.dtype)
