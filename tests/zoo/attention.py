@@ -96,8 +96,8 @@ def bound(causal, q, k, v):
 
     A score errs by its product (``dots``) and by scaling and subtracting, 4 u of the largest twice. exp2 turns
     that into a relative error, and adds 2 ulp of its own. Each of the blocks rescales sum and accumulator once
-    more by such an exp2. The sum adds in any order. Weights are rounded to float16, absolutely where they are subnormal; the
-    second product is like the first; the division has 2 ulp, and the output is rounded to float16.
+    more by such an exp2. The sum adds in any order. Weights are rounded to float16, absolutely where they are
+    subnormal; the second product is like the first; the division has 2 ulp, and the output is rounded to float16.
     """
     u, eps, (_, seq, head) = FP32.unit, EPS[torch.float32], q.shape
     s, p, lse = weights(causal, q, k)
