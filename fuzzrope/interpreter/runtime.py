@@ -85,7 +85,7 @@ def merge(act: Any, new: Any, old: Any) -> Any:
     if act.all():
         return new
     rank = max(np.ndim(new), np.ndim(old))
-    where = act.reshape(-1, *(1,) * (rank - 1)) if rank > 1 else act
+    where = act.reshape(-1, *(1,) * (rank - 1)) if rank > act.ndim else act
     made = np.where(where, new, old)
     dtype = getattr(new, "dtype", None) or getattr(old, "dtype", None)
     return made if dtype is None or made.dtype == dtype else made.astype(dtype)
@@ -373,6 +373,32 @@ def dot(a: Array, b: Array, c: Any, elem: str, out: str, precision: str) -> Arra
     if elem == "f32" and precision.startswith("bf16"):
         return _dot_split(a, b, c, int(precision[-1]))
     return rounded(np.matmul(a, b) + c, out)
+
+
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
+
+
+def scaled(values: Array, scale: Array | None, form: str, left: bool, packed: bool) -> Array:
+    """A factor of a microscaled product (OCP MX 1.0) as bfloat16 numbers, which sm_90 multiplies.
+
+    Scales (programs, rows of the other side's sum, K / 32) are powers of two by their biased exponent; 255
+    is NaN. Two e2m1 share a byte along the summed axis, or along the other one if not ``packed``.
+    """
+    axis = (-1 if left else -2) if packed else (-2 if left else -1)
+    if form == "e2m1":
+        bits = values.view(np.uint8)
+        shape = list(bits.shape)
+        shape[axis] *= 2
+        numbers = np.moveaxis(_E2M1[np.stack([bits & 15, bits >> 4])], 0, axis if axis == -1 else -2)
+        numbers = numbers.reshape(shape)
+    else:
+        numbers = values
+    if scale is None:
+        return numbers
+    exponent = scale.view(np.uint8).astype(np.int32)
+    factor = np.where(exponent == 255, np.float32(np.nan), np.ldexp(np.float32(1), exponent - 127))
+    factor = np.repeat(factor, 32, axis=-1)
+    return bf16(numbers * (factor if left else np.swapaxes(factor, -1, -2)))
 
 
 def _dot_tf32(a: Array, b: Array, c: Any, precision: str) -> Array:

@@ -202,6 +202,7 @@ def _combine(tr: Translator, op: Op) -> str:
     arguments = [tr.name("a") for _ in block.args]
     tr.line(f"def {name}({', '.join(arguments)}):")
     tr.depth += 1
+    act, tr.act = tr.act, "None"  # whose result is not wanted is combined as well
     if len(op.regions[0]) > 1:
         raise unknown(op, tr.module)
     for number, (_, kind), code in zip(block.ids, block.args, arguments, strict=True):
@@ -209,6 +210,7 @@ def _combine(tr: Translator, op: Op) -> str:
     ends = tr.block(block)
     tr.line(f"return ({', '.join(tr.array(val) for val in ends)},)")
     tr.depth -= 1
+    tr.act = act
     return name
 
 
@@ -237,4 +239,16 @@ def _dot(tr: Translator, op: Op) -> None:
 
 @emits("tt.dot_scaled")
 def _dot_scaled(tr: Translator, op: Op) -> None:
-    raise unknown(op, tr.module)
+    vals = {name: tr.env[number] for name, number in zip(op.operands, op.ins, strict=True)}
+    factors, _, total = op.head.partition(" lhs = ")[0].rpartition(",")
+    sides = []
+    for side, text in zip(("lhs", "rhs"), factors.split(","), strict=True):
+        names = re.findall(r"%[\w$.\-]+(?:#\d+)?", text)
+        form = re.search(rf"{side} = (\w+)", op.head)
+        assert form is not None
+        scale = tr.whole(vals[names[1]]).code if len(names) > 1 else "None"
+        packed = op.attrs.get(f"{side}_k_pack", "true") == "true"
+        sides.append(f"R.scaled({tr.whole(vals[names[0]]).code}, {scale}, {form[1]!r}, {side == 'lhs'}, {packed})")
+    kind = result_types(op)[0]
+    code = f"np.matmul({', '.join(sides)}) + {vals[total.strip()].code}"
+    tr.bind(op, tr.let(code, kind, False, (True,) * kind.rank))

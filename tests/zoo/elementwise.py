@@ -105,6 +105,8 @@ def truth_fma(x, y, z):
             exact = Fraction(a) * Fraction(b) + Fraction(c)
             if exact:
                 bits[i] = encode_exactly(exact, form)
+        elif np.isfinite(a) and np.isfinite(b):  # the product must not overflow first
+            bits[i] = rounded(np.array([c]), x.dtype).view(form.bits)[0]
     return {"out": bits.view(NATIVE[x.dtype]) if x.dtype in NATIVE else bits}
 
 

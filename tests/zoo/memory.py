@@ -64,11 +64,13 @@ def launch_hints(x):
 
 
 @triton.jit
-def strided_kernel(x_ptr, out_ptr, rows, columns, sx0, sx1, so0, so1, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def strided_kernel(
+    x_ptr, start, out_ptr, rows, columns, sx0, sx1, so0, so1, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     mask = (i < rows) & (j < columns)
-    x = tl.load(x_ptr + i * sx0 + j * sx1, mask=mask)
+    x = tl.load(x_ptr + start + i * sx0 + j * sx1, mask=mask)
     tl.store(out_ptr + i * so0 + j * so1, x, mask=mask)
 
 
@@ -76,10 +78,9 @@ def launch_strided(x):
     """Every second row and column, read backwards through negative strides, written transposed."""
     rows, columns = x.shape[0] // 2, x.shape[1] // 2
     out = torch.zeros((columns, rows), dtype=x.dtype, device=x.device)
-    last = x[2 * rows - 1 :, 2 * columns - 1 :]
-    strided_kernel[(3, 2)](
-        last, out, rows, columns, -2 * x.stride(0), -2 * x.stride(1), out.stride(1), out.stride(0), ROWS=8, COLUMNS=16
-    )
+    start = (2 * rows - 1) * x.stride(0) + (2 * columns - 1) * x.stride(1)
+    steps = (-2 * x.stride(0), -2 * x.stride(1), out.stride(1), out.stride(0))
+    strided_kernel[(3, 2)](x, start, out, rows, columns, *steps, ROWS=8, COLUMNS=16)
     return {"out": out}
 
 

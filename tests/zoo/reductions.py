@@ -1,7 +1,7 @@
 """Reductions: exact where the order cannot matter, and sums of real numbers within the bound for any order.
 
-The bound of a sum of n numbers in any order is gamma(n - 1) times the sum of sizes, gamma(k) = k u / (1 - k u)
-(Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2).
+The bound of a sum of n numbers in any order is gamma(n - 1) times the sum of sizes, gamma(k) = (1 + u)^k - 1
+(Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2, before it is simplified).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ R, C = 8, 32
 
 
 def gamma(k, unit):
-    return k * unit / (1 - k * unit)
+    return np.expm1(k * np.log1p(unit))
 
 
 @triton.jit
@@ -63,16 +63,12 @@ def truth_sums(x, exact=True):
 
 
 def bound_sums(x):
-    """Bfloat16 is summed in float32 and rounded at the end, the others in their own format."""
-    form = FORMATS[x.dtype]
-    wide = x.dtype == torch.bfloat16
-    unit = FP32.unit if wide else form.unit
-    size, right = np.abs(values_of(x)), truth_sums(x, exact=False)
+    """``tl.sum`` adds in the format of its input, bfloat16 too."""
+    unit = FORMATS[x.dtype].unit
+    size = np.abs(values_of(x))
     sizes = {"all": (size.sum().reshape(1), R * C), "rows": (size.sum(1), C), "columns": (size.sum(0), R)}
     sizes["keep"] = (size.sum(1)[:, None], C)
     errors = {name: gamma(n, unit) * total for name, (total, n) in sizes.items()}
-    if wide:
-        errors |= {name: error + form.unit * (np.abs(right[name]) + error) for name, error in errors.items()}
     return {name: error * 1.001 for name, error in errors.items()}  # the truth is itself rounded, in float64
 
 
