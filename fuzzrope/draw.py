@@ -8,10 +8,12 @@ Strategies that need such a context (``map``, ``flatmap``, ``composite``) are th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
 import hypothesis
+from hypothesis.errors import StopTest
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.conjecture.data import ConjectureData
 from hypothesis.internal.conjecture.engine import ConjectureRunner
@@ -36,7 +38,8 @@ class _PlainProvider(providers.HypothesisProvider):
 def search(fails: Callable[[Draw], bool], examples: int, seed: str) -> None:
     """Call ``fails`` with a way to draw, ``examples`` times or until it says yes; then shrink what it drew.
 
-    The seed decides all that is drawn. What ``fails`` raises comes through.
+    The last call, if any failed, draws the smallest that did. The seed decides all that is drawn; what
+    ``fails`` raises comes through.
     """
 
     def run(data: ConjectureData) -> None:
@@ -56,3 +59,6 @@ def search(fails: Callable[[Draw], bool], examples: int, seed: str) -> None:
     engine = ConjectureRunner(run, settings=settings, random=Random(seed))
     engine.provider = _PlainProvider
     engine.run()
+    for smallest in engine.interesting_test_cases.values():
+        with suppress(StopTest):
+            run(ConjectureData.for_choices(smallest.choices))
