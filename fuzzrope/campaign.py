@@ -11,16 +11,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import hypothesis
-from hypothesis import strategies as st
-from hypothesis.internal.conjecture import providers
-
 from fuzzrope.case import Case
+from fuzzrope.draw import search
 from fuzzrope.events import Event, Example, Finished, Started
 from fuzzrope.findings import Finding, worst
 from fuzzrope.judge import Errors, Verdict, judge
@@ -38,30 +34,6 @@ AFTER_A_HANG = 4.0  # deadline (s) once a target is known to hang
 Emit = Callable[[Event], None]
 
 
-class _PlainProvider(providers.HypothesisProvider):
-    """Hypothesis' own provider without constants taken from the source files of local modules.
-
-    Which modules are local depends on the working directory and the installation; cases must not.
-    """
-
-    def _maybe_draw_constant(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-@contextmanager
-def _reproducible() -> Iterator[None]:
-    before = providers.AVAILABLE_PROVIDERS["hypothesis"]
-    providers.AVAILABLE_PROVIDERS["hypothesis"] = _PlainProvider
-    try:
-        yield
-    finally:
-        providers.AVAILABLE_PROVIDERS["hypothesis"] = before
-
-
-class _NewBucketError(Exception):
-    """A drawn case shows a bucket that is not known yet."""
-
-
 class _Over(BaseException):
     """The budget is spent; passes through Hypothesis untouched."""
 
@@ -72,7 +44,7 @@ def run_campaign(target: Target, settings: Settings, folder: Path | None, emit: 
     Raises:
         RunnerError: no child process could be started.
     """
-    with Runner(target, settings.device, settings.limits, settings.engine) as runner, _reproducible():
+    with Runner(target, settings.device, settings.limits, settings.engine) as runner:
         campaign = _Campaign(target, settings, folder, emit, runner)
         try:
             campaign.run()
@@ -181,29 +153,7 @@ class _Campaign:
         """One run of Hypothesis; the shrunk case of the first new bucket it came upon, if any."""
         self._shrinking, self._spent, self._failure = None, 0, None
 
-        @hypothesis.seed(seed)
-        @hypothesis.settings(
-            max_examples=examples,
-            database=None,
-            deadline=None,
-            derandomize=False,
-            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-            suppress_health_check=list(hypothesis.HealthCheck),
-            report_multiple_bugs=False,
-            print_blob=False,
-            verbosity=hypothesis.Verbosity.quiet,
-        )
-        @hypothesis.given(st.data())
-        def test(data: st.DataObject) -> None:
-            case = self.operation.draw(_silent(data), pins, self.blocks)
-            # Hypothesis tells failures apart by where they are raised, so there is one such place.
-            if self._fails(case):
-                raise _NewBucketError
-
-        # There is no database, and the key to it would be worked out from this file's text each time.
-        test._hypothesis_internal_database_key = b""  # type: ignore[attr-defined]
-        with suppress(_NewBucketError):
-            test()
+        search(lambda draw: self._fails(self.operation.draw(draw, pins, self.blocks)), examples, seed)
         self._shrinking = None
         return self._failure
 
@@ -297,8 +247,3 @@ class _Campaign:
             interrupted=self.interrupted,
             skipped=dict(self.skipped),
         )
-
-
-def _silent(data: st.DataObject) -> Callable[[Any], Any]:
-    """``data.draw`` without the report that Hypothesis prints for interactive draws."""
-    return lambda strategy: data.conjecture_data.draw(strategy)

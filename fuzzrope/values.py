@@ -49,7 +49,9 @@ def _integer(words: Array, low: int, high: int) -> Array:
 
 def _normal(words: Array, more: Array, floats: Floats) -> Array:
     """Bell-shaped with unit variance: the sum of four uniform 16-bit numbers, centred (Irwin-Hall)."""
-    total = words.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.uint32).astype(np.float64)
+    even = np.uint64(0x0000FFFF0000FFFF)
+    pairs = (words & even) + ((words >> np.uint64(16)) & even)
+    total = ((pairs & np.uint64(0xFFFFFFFF)) + (pairs >> np.uint64(32))).astype(np.float64)
     return (total - 2 * 65535.0) * (1.7320508075688772 / 65536.0)
 
 
@@ -102,6 +104,9 @@ _RECIPES: dict[str, Callable[[Array, Array, Floats], Array]] = {
 }
 
 
+_ONE_WORD = ("normal", "zeros")  # what looks at one word an element, not at ``more``
+
+
 def expand(values: Values, dtype: torch.dtype, count: int) -> torch.Tensor:
     """The first ``count`` elements of a recipe as a tensor (count,) of ``dtype``, rounded to nearest even."""
     if values.kind == "listed":
@@ -109,7 +114,7 @@ def expand(values: Values, dtype: torch.dtype, count: int) -> torch.Tensor:
     elif values.kind == "constant":
         numbers = np.full(count, values.data[0], dtype=np.float64)
     else:
-        raw = np.random.Philox(key=values.seed).random_raw(2 * count)
+        raw = np.random.Philox(key=values.seed).random_raw(count if values.kind in _ONE_WORD else 2 * count)
         floats = limits(dtype if dtype.is_floating_point else torch.float32)
         with np.errstate(over="ignore"):
             numbers = np.asarray(_RECIPES[values.kind](raw[:count], raw[count:], floats))
