@@ -253,6 +253,22 @@ def cmpf(a: Array, b: Array, predicate: str) -> Array:
     return compare[predicate[1:]](a, b) | either_nan
 
 
+def _flushed(value: Array) -> Array:
+    """Subnormals of float32 as zeros of their sign."""
+    small = np.abs(value) < np.float32(2.0**-126)
+    return np.where(small, np.copysign(np.float32(0), value), value) if small.any() else value
+
+
+def floor(value: Array) -> Array:
+    """The next integer below a float32; Triton uses ``cvt.rmi.ftz``, for which a subnormal is zero."""
+    return np.floor(_flushed(value))
+
+
+def ceil(value: Array) -> Array:
+    """The next integer above a float32; Triton uses ``cvt.rpi.ftz``, for which a subnormal is zero."""
+    return np.ceil(_flushed(value))
+
+
 def minimumf(a: Array, b: Array) -> Array:
     """The smaller, NaN if either is; -0 is below +0."""
     return np.where((a < b) | np.isnan(a) | ((a == b) & np.signbit(a)), a, b)
