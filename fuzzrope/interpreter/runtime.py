@@ -109,9 +109,12 @@ def _signed(value: Array) -> Array:
 
 def divsi(a: Array, b: Array) -> Array:
     """Quotient towards zero; by zero it is 0 (undefined in LLVM)."""
-    floor = np.floor_divide(a, b)
-    inexact = (floor * b != a) & ((a < 0) != (b < 0)) & (b != 0)
-    return floor + inexact.astype(floor.dtype) if inexact.any() else floor
+    floored = np.floor_divide(a, b)
+    opposite = (a < 0) != (b < 0)
+    if not np.any(opposite):
+        return floored
+    inexact = opposite & (floored * b != a) & (b != 0)
+    return floored + inexact.astype(floored.dtype)
 
 
 def remsi(a: Array, b: Array) -> Array:
