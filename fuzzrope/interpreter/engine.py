@@ -6,6 +6,7 @@ Everything before that (binding, specialization, autotuning, heuristics, compile
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import namedtuple
 from collections.abc import Callable
@@ -141,6 +142,11 @@ class Engine:
             self.accesses[what, kernel, line] = entry
 
 
+@functools.lru_cache
+def _metadata_type(names: tuple[str, ...]) -> Any:
+    return namedtuple("KernelMetadata", names)  # noqa: PYI024 - as Triton makes it
+
+
 def _packed(variant: Variant) -> bytes:
     """The program of a variant, or word of what is in the way: Triton's error, or an operation not known."""
     text = variant.text
@@ -161,7 +167,7 @@ class Kernel:
         self.variant = variant
         self.program = engine.program(variant)
         fields = {**options, "name": self.name, "target": variant.target, "shared": 0, "hash": variant.key}
-        self.metadata = namedtuple("KernelMetadata", sorted(fields))(**fields)  # noqa: PYI024 - as Triton's
+        self.metadata = _metadata_type(tuple(sorted(fields)))(**fields)
         self.packed_metadata = (options.get("num_warps", 4), options.get("num_ctas", 1), 0)
         self.leaves: list[tuple[tuple[int, ...], str, str]] = []
         names = list(src.signature)
