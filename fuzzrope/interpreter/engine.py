@@ -21,7 +21,9 @@ from fuzzrope.interpreter.areas import Area
 from fuzzrope.interpreter.descriptors import Descriptor
 from fuzzrope.interpreter.frontend import Variant
 from fuzzrope.interpreter.machine import Machine
+from fuzzrope.interpreter.places import caller
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
+from fuzzrope.interpreter.races import Log
 from fuzzrope.interpreter.translate import UnknownOperationError
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -205,8 +207,7 @@ class Kernel:
             engine.launches.append({"kernel": name, "grid": list(grid), "constants": self.constants})
         values, areas = self._arguments(args)
         if any(not 0 <= n <= most for n, most in zip(grid, MAX_GRID, strict=True)):
-            line = f"{name}: grid {grid}"
-            engine.record("launch", name, line, f"grid {grid} is beyond the hardware's {MAX_GRID}", 1)
+            engine.record("launch", name, caller(), f"grid {grid} is beyond the hardware's {MAX_GRID}", 1)
             raise LaunchRefusedError("Triton Error [CUDA]: invalid argument")
         programs = grid[0] * grid[1] * grid[2]
         if programs == 0:
