@@ -119,6 +119,9 @@ def _integers(tr: Translator, op: Op) -> None:
 @emits("arith.floordivsi", "arith.ceildivui")
 def _division(tr: Translator, op: Op) -> None:
     a, b = tr.ins(op)
+    if op.name in ("arith.divsi", "arith.remsi") and not (a.uniform and b.uniform):
+        put(tr, op, f"R.{op.name[6:]}({a.code}, {b.code})", [a, b], a.type)  # NumPy takes the scalar as it is
+        return
     through(tr, op, f"R.{op.name[6:]}", [a, b], a.type)
 
 
@@ -362,6 +365,9 @@ _EXACT |= {"math.roundeven": "np.rint"}
 @emits(*_EXACT)
 def _exact(tr: Translator, op: Op) -> None:
     (a,) = tr.ins(op)
+    if op.name in ("math.floor", "math.ceil") and a.elem != "f64":
+        through(tr, op, f"R.{op.name[5:]}", [a], a.type)
+        return
     put(tr, op, f"{_EXACT[op.name]}({a.code})", [a], a.type)
 
 

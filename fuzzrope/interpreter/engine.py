@@ -15,11 +15,13 @@ import numpy as np
 import torch
 import triton
 from triton.compiler.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from fuzzrope.interpreter import formats
 from fuzzrope.interpreter.areas import Area
 from fuzzrope.interpreter.descriptors import Descriptor
 from fuzzrope.interpreter.frontend import Variant
+from fuzzrope.interpreter.ir import Type
 from fuzzrope.interpreter.machine import Machine
 from fuzzrope.interpreter.places import caller
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
@@ -80,11 +82,22 @@ class Engine:
                 self._taken[address] = weakref.ref(tensor)
             return address
 
+        original_run = JITFunction.run
+
+        def run(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+            # Binding asks every tensor for its facts; only code of the user's own may see them dressed up.
+            if callable(grid) or function.pre_run_hooks:
+                return original_run(function, *args, grid=grid, warmup=warmup, **kwargs)
+            with torch._C.DisableTorchFunction():
+                return original_run(function, *args, grid=grid, warmup=warmup, **kwargs)
+
+        JITFunction.run = run
         triton.compiler.compile = self.compile
         torch.Tensor.data_ptr = noted  # type: ignore[method-assign, assignment] # it is a plain method
 
         def undo() -> None:
             triton.compiler.compile = original
+            JITFunction.run = original_run
             torch.Tensor.data_ptr = data_ptr  # type: ignore[method-assign] # as above
 
         self._undo.append(undo)
@@ -255,22 +268,22 @@ class Kernel:
             for index in path[1:]:
                 value = value[index]
             if kind[0] == "*":
-                values.append(self._pointer(name, value))
-                areas.append(values[-1])
-            elif kind.startswith("tensordesc"):
-                area = self._pointer(name, value.base)
+                area = self._pointer(name, value)
+                values.append(area)
                 areas.append(area)
-                desc_kind = kinds[len(values)][1]
-                padding = getattr(value, "padding", "zero")
-                shape, strides = tuple(map(int, value.shape)), tuple(map(int, value.strides))
-                desc = Descriptor(area, desc_kind.to, 0, shape, strides, desc_kind.block, padding == "nan")
-                values.append(desc)
-                while len(values) < len(kinds) and len(values) - values.index(desc) <= 2 * len(shape):
-                    position = len(values) - values.index(desc) - 1
-                    values.append((*shape, *strides)[position])
+            elif kind.startswith("tensordesc"):
+                areas.append(self._pointer(name, value.base))
+                values += self._descriptor(value, areas[-1], kinds[len(values)][1])
             else:
                 values.append(_scalar(value, kinds[len(values)][1].elem))
         return values, areas
+
+    @staticmethod
+    def _descriptor(value: Any, area: Area, kind: Type) -> list[Any]:
+        """A descriptor made on the host: in the IR it is followed by its shape and strides."""
+        shape, strides = tuple(map(int, value.shape)), tuple(map(int, value.strides))
+        nan = getattr(value, "padding", "zero") == "nan"
+        return [Descriptor(area, kind.to, 0, shape, strides, kind.block, nan), *shape, *strides]
 
     def _pointer(self, name: str, value: Any) -> Area:
         tensor = value
@@ -284,6 +297,8 @@ class Kernel:
 
 
 def _scalar(value: Any, elem: str) -> Any:
+    if elem == "i32" and type(value) is int and -(2**31) <= value < 2**31:
+        return value
     if elem == "i1":
         return bool(value)
     if elem[0] == "i":

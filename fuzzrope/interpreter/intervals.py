@@ -30,6 +30,8 @@ class Intervals:
         """The steps that the address arithmetic of a module takes."""
         made = cls([], dict(enumerate(module.entry.ids)))
         relevant = _closure(module, flow)
+        if not relevant:
+            return made
         for op in set_of_ops(module):
             if op.name == "scf.for":
                 induction = op.regions[0][0].ids[0]
@@ -127,9 +129,14 @@ def _last_type(op: Op) -> str:
     return text
 
 
+def _may_wrap(op: Op | None) -> bool:
+    names = ("arith.addi", "arith.subi", "arith.muli", "arith.shli", "arith.trunci")
+    return op is not None and op.name in names and "i32" in _last_type(op)
+
+
 def _closure(module: Module, flow: Flow) -> set[int]:
-    """Values in addresses, and what their ranges follow from."""
-    relevant = set(flow.addresses)
+    """Values in addresses that may wrap, and what their ranges follow from."""
+    relevant = {number for number in flow.addresses if _may_wrap(flow.made_by.get(number))}
     pending = list(relevant)
     bounds = {op.regions[0][0].ids[0]: op.ins[:2] for op in set_of_ops(module) if op.name == "scf.for"}
     while pending:

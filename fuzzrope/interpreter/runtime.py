@@ -109,9 +109,12 @@ def _signed(value: Array) -> Array:
 
 def divsi(a: Array, b: Array) -> Array:
     """Quotient towards zero; by zero it is 0 (undefined in LLVM)."""
-    floor = np.floor_divide(a, b)
-    inexact = (floor * b != a) & ((a < 0) != (b < 0)) & (b != 0)
-    return floor + inexact.astype(floor.dtype) if inexact.any() else floor
+    floored = np.floor_divide(a, b)
+    opposite = (a < 0) != (b < 0)
+    if not np.any(opposite):
+        return floored
+    inexact = opposite & (floored * b != a) & (b != 0)
+    return floored + inexact.astype(floored.dtype)
 
 
 def remsi(a: Array, b: Array) -> Array:
@@ -251,6 +254,22 @@ def cmpf(a: Array, b: Array, predicate: str) -> Array:
     if predicate in ("true", "false"):
         return np.full(np.broadcast(a, b).shape, predicate == "true")
     return compare[predicate[1:]](a, b) | either_nan
+
+
+def _flushed(value: Array) -> Array:
+    """Subnormals of float32 as zeros of their sign."""
+    small = np.abs(value) < np.float32(2.0**-126)
+    return np.where(small, np.copysign(np.float32(0), value), value) if small.any() else value
+
+
+def floor(value: Array) -> Array:
+    """The next integer below a float32; Triton uses ``cvt.rmi.ftz``, for which a subnormal is zero."""
+    return np.floor(_flushed(value))
+
+
+def ceil(value: Array) -> Array:
+    """The next integer above a float32; Triton uses ``cvt.rpi.ftz``, for which a subnormal is zero."""
+    return np.ceil(_flushed(value))
 
 
 def minimumf(a: Array, b: Array) -> Array:
