@@ -24,7 +24,9 @@ from fuzzrope.interpreter.descriptors import Descriptor
 from fuzzrope.interpreter.frontend import Variant
 from fuzzrope.interpreter.ir import Type
 from fuzzrope.interpreter.machine import Machine
+from fuzzrope.interpreter.places import caller
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
+from fuzzrope.interpreter.races import Log
 from fuzzrope.interpreter.translate import UnknownOperationError
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -61,6 +63,7 @@ class Engine:
         self.fresh: Callable[[int], int | None] = lambda address: None
         self.programs: dict[str, Program] = {}
         self._taken: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._stores: dict[int, dict[str, None]] = {}
         self._undo: list[Callable[[], None]] = []
 
     def reset(self) -> None:
@@ -68,6 +71,7 @@ class Engine:
         self.launches.clear()
         self.accesses.clear()
         self._taken.clear()
+        self._stores.clear()
 
     def install(self) -> None:
         """Take the place of Triton's compiler, and note whose address is asked for. See :meth:`uninstall`."""
@@ -131,6 +135,17 @@ class Engine:
         area = Area(name, tensor)
         area.fresh = self.fresh(area.storage[0])
         return area
+
+    def note_stores(self, log: Log) -> None:
+        """Remember which lines of a launch stored into memory that was poisoned when it was allocated."""
+        for (address, _), writes in log.writes.items():
+            if self.fresh(address) is not None:
+                spots = dict.fromkeys(access.site for access in writes if access.index.size)
+                self._stores.setdefault(address, {}).update(dict.fromkeys(spot.text() for spot in spots))
+
+    def stored_at(self, address: int) -> list[str]:
+        """The kernels' source lines that stored into the fresh storage at an address."""
+        return list(self._stores.get(address, {}))
 
     def record(self, what: str, kernel: str, line: str, message: str, lanes: int) -> None:
         """Note something, once for each kernel and source line."""
@@ -224,8 +239,7 @@ class Kernel:
             engine.launches.append({"kernel": name, "grid": list(grid), "constants": self.constants})
         values, areas = self._arguments(args)
         if any(not 0 <= n <= most for n, most in zip(grid, MAX_GRID, strict=True)):
-            line = f"{name}: grid {grid}"
-            engine.record("launch", name, line, f"grid {grid} is beyond the hardware's {MAX_GRID}", 1)
+            engine.record("launch", name, caller(), f"grid {grid} is beyond the hardware's {MAX_GRID}", 1)
             raise LaunchRefusedError("Triton Error [CUDA]: invalid argument")
         programs = grid[0] * grid[1] * grid[2]
         if programs == 0:
@@ -248,6 +262,7 @@ class Kernel:
                 machine.log.next_program()
             function(machine, None, _program_ids(grid, first, machine.count), *values)
         machine.log.report()
+        engine.note_stores(machine.log)
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[list[Any], list[Area]]:
         """The values of the IR's arguments, and the memory among them."""
