@@ -29,7 +29,7 @@ MEMORY = 2**30  # bytes that the values of one chunk may take
 KEPT_LAUNCHES = 100
 
 
-class Unsupported(BaseException):  # noqa: N818 - targets must not catch it by accident
+class Unsupported(BaseException):  # targets must not catch it by accident
     """The engine cannot run this; it says nothing about the target. Not for targets to catch."""
 
 
@@ -148,7 +148,7 @@ class Kernel:
         self.variant = variant
         self.program = engine.program(variant)
         fields = {**options, "name": self.name, "target": variant.target, "shared": 0, "hash": variant.key}
-        self.metadata = namedtuple("KernelMetadata", sorted(fields))(**fields)  # noqa: PYI024 - as Triton's
+        self.metadata = namedtuple("KernelMetadata", sorted(fields))(**fields)  # as Triton's
         self.packed_metadata = (options.get("num_warps", 4), options.get("num_ctas", 1), 0)
         self.leaves: list[tuple[tuple[int, ...], str, str]] = []
         names = list(src.signature)
@@ -191,7 +191,16 @@ class Kernel:
         return launch
 
     def run(
-        self, x: int, y: int, z: int, stream: Any, function: Any, packed: Any, metadata: Any, enter: Any, leave: Any,
+        self,
+        x: int,
+        y: int,
+        z: int,
+        stream: Any,
+        function: Any,
+        packed: Any,
+        metadata: Any,
+        enter: Any,
+        leave: Any,
         *args: Any,
     ) -> None:
         """Execute one launch; raises what the driver or the kernel's own assertions would."""

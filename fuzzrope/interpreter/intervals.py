@@ -141,5 +141,3 @@ def _closure(module: Module, flow: Flow) -> set[int]:
                 relevant.add(source)
                 pending.append(source)
     return relevant
-
-
