@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fuzzrope.interpreter.dataflow import callee_of, set_of_ops
-from fuzzrope.interpreter.ir import Block, Func, Module, Op, Type, split_types
-from fuzzrope.interpreter.translate import Frame, Translator, emits, unknown
+from fuzzrope.interpreter.dataflow import set_of_ops
+from fuzzrope.interpreter.ir import Block, Module, Op, Type
+from fuzzrope.interpreter.translate import Translator, emits
 from fuzzrope.interpreter.values import Val
 
 
@@ -58,6 +58,10 @@ def _watch(tr: Translator, numbers: list[int], kinds: list[Type]) -> list[bool]:
     ]
 
 
+def _same(forms: list[Val], others: list[Val]) -> bool:
+    return all((a.uniform, a.full, a.root) == (b.uniform, b.full, b.root) for a, b in zip(forms, others, strict=True))
+
+
 class _Trial:
     """Translate a region only to see the forms of its results."""
 
@@ -73,8 +77,7 @@ class _Trial:
         self.tr.lines, self.tr.bytes, self.tr.env = self.lines, self.bytes, self.env
 
 
-def _settled(tr: Translator, block: Block, ids: list[int], inits: list[Val], numbers: list[int], divergent: bool,
-             tail: int = 0) -> list[Val]:
+def _settled(tr: Translator, block: Block, inits: list[Val], numbers: list[int], divergent: bool) -> list[Val]:
     """The forms in which values go around a loop: joined until nothing changes."""
     watched = _watch(tr, numbers, [v.type for v in inits])
     forms = [tr.join(v, v, divergent) for v in inits]
@@ -82,11 +85,11 @@ def _settled(tr: Translator, block: Block, ids: list[int], inits: list[Val], num
     for _ in range(8):
         with _Trial(tr):
             slots = Slots(tr, forms, watched)
-            for number, val in zip(ids, slots.vals, strict=True):
+            for number, val in zip(numbers, slots.vals, strict=True):
                 tr.env[number] = val
-            ends = tr.block(block)[tail:]
+            ends = tr.block(block)
             joined = [tr.join(form, end, divergent) for form, end in zip(forms, ends, strict=True)]
-        same = all((a.uniform, a.full, a.root) == (b.uniform, b.full, b.root) for a, b in zip(forms, joined, strict=True))
+        same = _same(forms, joined)
         forms = joined
         if same:
             break
@@ -107,7 +110,7 @@ def _for(tr: Translator, op: Op) -> None:
     act = tr.act
     if divergent:
         tr.act = tr.name("m")
-    forms = _settled(tr, block, numbers, inits, numbers, divergent)
+    forms = _settled(tr, block, inits, numbers, divergent)
     slots = Slots(tr, forms, _watch(tr, numbers, [v.type for v in inits]))
     slots.assign(inits)
     for number, val in zip(numbers, slots.vals, strict=True):
@@ -153,9 +156,7 @@ def _while(tr: Translator, op: Op) -> None:
                 tr.env[number] = val
             ends = tr.block(after)
             joined = [tr.join(form, end, diverges) for form, end in zip(forms, ends, strict=True)]
-        same = diverges == divergent and all(
-            (a.uniform, a.full, a.root) == (b.uniform, b.full, b.root) for a, b in zip(forms, joined, strict=True)
-        )
+        same = diverges == divergent and _same(forms, joined)
         forms, divergent = joined, diverges
         if same:
             break
@@ -201,9 +202,8 @@ def _if(tr: Translator, op: Op) -> None:
             tr.act = mine
             ends.append(tr.block(region))
     tr.act = act
-    forms = [
-        replace(tr.join(a, b, not cond.uniform), code="?", const=False) for a, b in zip(*ends, strict=True)
-    ] if op.outs else []
+    pairs = zip(*ends, strict=True) if op.outs else []
+    forms = [replace(tr.join(a, b, not cond.uniform), code="?", const=False) for a, b in pairs]
     slots = Slots(tr, forms, _watch(tr, op.outs, [f.type for f in forms]))
     if cond.uniform:
         for head, region in ((f"if {cond.code}:", regions[0]), ("else:", regions[1])):
@@ -227,134 +227,3 @@ def _if(tr: Translator, op: Op) -> None:
             tr.depth -= 1
             tr.act = act
     tr.bind(op, *slots.vals)
-
-
-# -- functions and their blocks -----------------------------------------------------------------------
-
-
-def function(tr: Translator, func: Func, arguments: list[Val] | None = None) -> list[Val]:
-    """Translate a function's body; its results. Early returns make blocks, which only lead forward."""
-    if arguments is not None:
-        for number, val in zip(func.ids, arguments, strict=True):
-            tr.env[number] = val
-    tr.frames.append(Frame())
-    act = tr.act
-    if len(func.blocks) == 1:
-        _straight(tr, func.blocks[0])
-    else:
-        _blocks(tr, func)
-    tr.act = act
-    returns = tr.frames.pop().returns
-    if len(returns) <= 1:
-        return returns[0][1] if returns else []
-    forms = list(returns[0][1])
-    for _, vals in returns[1:]:
-        forms = [tr.join(a, b, True) for a, b in zip(forms, vals, strict=True)]
-    slots = Slots(tr, [replace(f, code="?", const=False) for f in forms], [False] * len(forms))
-    for name in slots.names:
-        tr.line(f"{name} = None")
-    for where, vals in returns:
-        tr.line(f"if R.alive({where}):")
-        tr.depth += 1
-        slots.assign([replace(v, twin=None) for v in vals], where)
-        tr.line("pass")
-        tr.depth -= 1
-    return slots.vals
-
-
-def _straight(tr: Translator, block: Block) -> None:
-    for op in block.ops:
-        tr.op(op)
-
-
-def _blocks(tr: Translator, func: Func) -> None:
-    """Blocks in order, each under the activity of the edges that lead to it; loops among them are refused."""
-    order = {block.label.lstrip("^"): i for i, block in enumerate(func.blocks)}
-    arrivals = {block.label.lstrip("^"): tr.name("m") for block in func.blocks}
-    slots: dict[str, Slots] = {}
-    for label in arrivals:
-        if order[label]:
-            tr.line(f"{arrivals[label]} = False")
-    for index, block in enumerate(func.blocks):
-        label = block.label.lstrip("^")
-        if index:
-            tr.act = arrivals[label]
-            tr.line(f"if R.alive({tr.act}):")
-            tr.depth += 1
-            for number, val in zip(block.ids, slots[label].vals if label in slots else [], strict=True):
-                tr.env[number] = val
-        for op in block.ops:
-            if not op.name.startswith("cf."):
-                tr.op(op)
-                continue
-            if op.name not in ("cf.br", "cf.cond_br") or any(order[to] <= index for to, _ in op.edges):
-                raise unknown(op, tr.module)
-            cond = tr.ins(op)[0] if op.ins else None
-            for sign, (to, values) in zip(("", "~"), op.edges, strict=False):
-                edge = tr.name("m")
-                test = "True" if cond is None else _condition(cond, sign)
-                tr.line(f"{edge} = R.step({tr.act}, {test})")
-                _arrive(tr, slots, to, [tr.env[n] for n in values], edge, func.blocks[order[to]])
-                tr.line(f"{arrivals[to]} = R.either({arrivals[to]}, {edge})")
-        if index:
-            tr.line("pass")
-            tr.depth -= 1
-
-
-def _condition(cond: Val, sign: str) -> str:
-    if cond.uniform:
-        return f"(not {cond.code})" if sign else f"bool({cond.code})"
-    return sign + cond.code
-
-
-def _arrive(tr: Translator, slots: dict[str, Slots], to: str, vals: list[Val], edge: str, block: Block) -> None:
-    """Hand values over to a block's arguments, for the programs that take this edge."""
-    if not vals:
-        return
-    if to not in slots:
-        forms = [replace(v, code="?", const=False, uniform=False, full=(True,) * v.type.rank) for v in vals]
-        forms = [replace(f, root=None) if f.elem == "ptr" else f for f in forms]
-        slots[to] = Slots(tr, forms, [False] * len(forms))
-        for name in slots[to].names:
-            tr.lines.insert(0, f"        {name} = None")
-    tr.line(f"if R.alive({edge}):")
-    tr.depth += 1
-    slots[to].assign([replace(v, twin=None) for v in vals], edge)
-    tr.line("pass")
-    tr.depth -= 1
-
-
-@emits("tt.return")
-def _return(tr: Translator, op: Op) -> None:
-    where = tr.name("m")
-    tr.lines.insert(0, f"        {where} = False")  # for when its block is not entered at all
-    tr.line(f"{where} = {tr.act}")
-    tr.frames[-1].returns.append((where, tr.ins(op)))
-
-
-@emits("tt.call")
-def _call(tr: Translator, op: Op) -> None:
-    callee = tr.module.funcs.get(callee_of(op))
-    if callee is None:
-        raise unknown(op, tr.module)
-    results = function(tr, callee, tr.ins(op))
-    kinds = split_types(op.types.rpartition(" -> ")[2]) if op.outs else []
-    tr.bind(op, *(val.retyped(kind) for val, kind in zip(results, kinds, strict=True)))
-
-
-@emits("tt.assert")
-def _assert(tr: Translator, op: Op) -> None:
-    (cond,) = tr.ins(op)
-    text = tr.constant(op.strings[0] if op.strings else "")
-    tr.line(f"rt.check({tr.site(op, 'assert')}, {cond.code}, {tr.act}, {text})")
-
-
-@emits("tt.print")
-def _print(tr: Translator, op: Op) -> None:
-    text = tr.constant(op.strings[0] if op.strings else "")
-    tr.line(f"rt.show({text}, {tr.act})")
-
-
-@emits("ttg.barrier", "gpu.barrier", "ttg.local_barrier", "llvm.intr.assume", "tt.debug_barrier")
-def _nothing(tr: Translator, op: Op) -> None:
-    """In lockstep every program of a block is always at the same place."""

@@ -34,7 +34,7 @@ MEMORY = 2**30  # bytes that the values of one chunk may take
 KEPT_LAUNCHES = 100
 
 
-class Unsupported(BaseException):  # noqa: N818 - targets must not catch it by accident
+class Unsupported(BaseException):  # targets must not catch it by accident
     """The engine cannot run this; it says nothing about the target. Not for targets to catch."""
 
 
@@ -159,7 +159,7 @@ class Engine:
 
 @functools.lru_cache
 def _metadata_type(names: tuple[str, ...]) -> Any:
-    return namedtuple("KernelMetadata", names)  # noqa: PYI024 - as Triton makes it
+    return namedtuple("KernelMetadata", names)
 
 
 def _packed(variant: Variant) -> bytes:
@@ -225,7 +225,16 @@ class Kernel:
         return launch
 
     def run(
-        self, x: int, y: int, z: int, stream: Any, function: Any, packed: Any, metadata: Any, enter: Any, leave: Any,
+        self,
+        x: int,
+        y: int,
+        z: int,
+        stream: Any,
+        function: Any,
+        packed: Any,
+        metadata: Any,
+        enter: Any,
+        leave: Any,
         *args: Any,
     ) -> None:
         """Execute one launch; raises what the driver or the kernel's own assertions would."""

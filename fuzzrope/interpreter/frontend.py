@@ -34,7 +34,7 @@ class Variant:
         self.backend = make_backend(target)
         self.options = self.backend.parse_options(dict(options))
         code = getattr(src.fn.fn, "__code__", None)
-        parts = ("fuzzrope", VERSION, triton.__version__, src.hash(), self.options.hash())
+        parts: tuple[Any, ...] = ("fuzzrope", VERSION, triton.__version__, src.hash(), self.options.hash())
         parts += (getattr(code, "co_filename", ""),)
         self.key = hashlib.sha256("\x00".join(map(str, parts)).encode()).hexdigest()
         self.name = src.name[:100]
@@ -68,9 +68,7 @@ class Variant:
         self.backend.load_dialects(context)
         implementation = self.backend.get_codegen_implementation(self.options)
         try:
-            module = self.src.make_ir(
-                self.target, self.options, implementation, self.backend.get_module_map(), context
-            )
+            module = self.src.make_ir(self.target, self.options, implementation, self.backend.get_module_map(), context)
         except Exception as error:
             filter_traceback(error)
             raise

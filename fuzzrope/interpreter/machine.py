@@ -19,7 +19,8 @@ from fuzzrope.interpreter.areas import Area, Lens, memory
 from fuzzrope.interpreter.atomics import Atomics
 from fuzzrope.interpreter.descriptors import Descriptors
 from fuzzrope.interpreter.races import Log
-from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, STORED, carried, is_float, width_of
+from fuzzrope.interpreter.strays import Strays
+from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, STORED, carried, is_float
 
 Array = np.ndarray
 _U64 = np.dtype(np.uint64)
@@ -56,7 +57,7 @@ class Anywhere:
     name = "?"
 
 
-class Machine(Atomics, Descriptors):
+class Machine(Atomics, Descriptors, Strays):
     """One launch.
 
     Attributes:
@@ -171,8 +172,8 @@ class Machine(Atomics, Descriptors):
     def _load_wild(self, site: Any, area: Area, lens: Lens, off: Array, m: Array | None) -> Array:
         """Loads of which some leave the view."""
         good, bad = self._judge(site, area, lens, off, m)
-        bits = UNDEFINED[lens.elem] if lens.elem not in SMALL_FLOATS else -1
-        values = np.full(good.shape, bits, dtype=np.int64 if lens.elem in SMALL_FLOATS else None).astype(lens.flat.dtype)
+        values = np.empty(good.shape, lens.flat.dtype)
+        values.fill(UNDEFINED[lens.elem] if lens.elem not in SMALL_FLOATS else np.iinfo(values.dtype).max)
         off = np.broadcast_to(off, good.shape)
         values[good] = lens.flat[off[good]]
         if bad.any():
@@ -292,50 +293,6 @@ class Machine(Atomics, Descriptors):
         if not isinstance(value, np.ndarray):
             return np.full(1, value, dtype)
         return value.view(dtype) if value.dtype == bool else value
-
-    # -- pointers of unknown origin -----------------------------------------------------------------------
-
-    def _areas(self, elem: str, address: Array, m: Array | None) -> list[tuple[Area, Lens, Array, Array]]:
-        """For each view that has some of these byte addresses: which lanes, and their offsets."""
-        found, width = [], width_of(elem)
-        left = np.ones(address.shape, dtype=bool) if m is None else np.broadcast_to(m, address.shape).copy()
-        for area in [*self.areas, *self.reachable()]:
-            if not left.any():
-                break
-            lens = area.lens(elem)
-            off = (address - area.address) // width
-            mine = left & ((address - area.address) % width == 0) & lens.inside(off)
-            if mine.any():
-                found.append((area, lens, mine, off))
-                left &= ~mine
-        self._left = left
-        return found
-
-    def _stray(self, site: Any, elem: str, address: Array) -> None:
-        if self._left.any():
-            position, program = self._first(self._left)
-            message = f"{site.what} at address {int(address[position]):#x}, which belongs to no tensor, by {program}"
-            self.report("out_of_bounds", site, message, self._lanes(self._left))
-
-    def _load_anywhere(self, site: Any, elem: str, address: Array, m: Array | None) -> Array:
-        if m is not None:
-            address = np.broadcast_to(address, np.broadcast_shapes(address.shape, m.shape))
-        values = np.zeros(address.shape, dtype=STORED[elem])
-        for area, lens, mine, off in self._areas(elem, address, m):
-            values[mine] = lens.flat[off[mine]]
-            if area.fresh is not None:
-                self._uninitialized(site, area, elem, values, off, mine)
-            if area.shared:
-                self.log.read(site, area, elem, np.where(mine, off, 0), mine)
-        self._stray(site, elem, address)
-        return values
-
-    def _store_anywhere(self, site: Any, elem: str, address: Array, raw: Array, m: Array | None) -> None:
-        shape = np.broadcast_shapes(address.shape, raw.shape, () if m is None else m.shape)
-        address = np.broadcast_to(address, shape)
-        for area, lens, mine, off in self._areas(elem, address, m):
-            self.write(site, area, lens, np.where(mine, off, 0), np.broadcast_to(raw, shape), mine)
-        self._stray(site, elem, address)
 
     # -- the rest -----------------------------------------------------------------------------------------
 

@@ -74,9 +74,7 @@ class Log:
         """Remember a store."""
         machine = self.machine
         self.time += 1
-        access = Access(
-            site, area, lens.width, index, raw, chosen, machine.first, machine.count, self.clock, self.time
-        )
+        access = Access(site, area, lens.width, index, raw, chosen, machine.first, machine.count, self.clock, self.time)
         self.writes.setdefault(area.storage, []).append(access)
 
     def read(self, site: Any, area: Area, elem: str, index: Array, m: Array | None) -> None:

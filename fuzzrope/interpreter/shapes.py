@@ -111,7 +111,7 @@ def _trans(tr: Translator, op: Op) -> None:
 def _join(tr: Translator, op: Op) -> None:
     a, b = _together(tr, *tr.ins(op))
     kind = result_types(op)[0]
-    code = f"R.join({a.code}, {b.code})"
+    code = f"T.join({a.code}, {b.code})"
     tr.bind(op, tr.let(code, kind, False, (*a.full, True), a.root, a.const and b.const))
 
 
@@ -132,7 +132,7 @@ def _cat(tr: Translator, op: Op) -> None:
     a, b = _together(tr, *tr.ins(op))
     a, b = (tr.spread(v, (True, *(False,) * (v.type.rank - 1))) for v in (a, b))
     kind = result_types(op)[0]
-    tr.bind(op, tr.let(f"R.cat({a.code}, {b.code})", kind, False, a.full, a.root, a.const and b.const))
+    tr.bind(op, tr.let(f"T.cat({a.code}, {b.code})", kind, False, a.full, a.root, a.const and b.const))
 
 
 def _together(tr: Translator, a: Val, b: Val) -> tuple[Val, Val]:
@@ -159,7 +159,7 @@ def _histogram(tr: Translator, op: Op) -> None:
     source = tr.whole(vals[0])
     mask = tr.whole(vals[1]).code if len(vals) > 1 else "None"
     assert kind.shape is not None
-    code = f"R.histogram({source.code}, {mask}, {kind.shape[0]})"
+    code = f"T.histogram({source.code}, {mask}, {kind.shape[0]})"
     tr.bind(op, tr.let(code, kind, False, (True,), const=False))
 
 
@@ -176,7 +176,7 @@ def _reduce(tr: Translator, op: Op) -> None:
     name = tr.name()
     kind_of = "scan" if scan else "reduce"
     reverse = f", {op.attrs.get('reverse') == 'true'}" if scan else ""
-    tr.line(f"{name} = R.{kind_of}({function}, ({arrays},), {axis + 1}{reverse})")
+    tr.line(f"{name} = T.{kind_of}({function}, ({arrays},), {axis + 1}{reverse})")
     full = tuple(any(val.full[dim] for val in vals) for dim in range(len(wanted)))
     if not scan:
         full = tuple(f for dim, f in enumerate(full) if dim != axis)
@@ -233,7 +233,7 @@ def _dot(tr: Translator, op: Op) -> None:
     precision = re.search(r"inputPrecision = (\w+)", op.head)
     mode = precision[1] if precision else "ieee"
     a, b = tr.whole(a), tr.whole(b)
-    code = f"R.dot({a.code}, {b.code}, {c.code}, {a.elem!r}, {kind.elem!r}, {mode!r})"
+    code = f"T.dot({a.code}, {b.code}, {c.code}, {a.elem!r}, {kind.elem!r}, {mode!r})"
     tr.bind(op, tr.let(code, kind, False, (True,) * kind.rank))
 
 
@@ -248,7 +248,7 @@ def _dot_scaled(tr: Translator, op: Op) -> None:
         assert form is not None
         scale = tr.whole(vals[names[1]]).code if len(names) > 1 else "None"
         packed = op.attrs.get(f"{side}_k_pack", "true") == "true"
-        sides.append(f"R.scaled({tr.whole(vals[names[0]]).code}, {scale}, {form[1]!r}, {side == 'lhs'}, {packed})")
+        sides.append(f"T.scaled({tr.whole(vals[names[0]]).code}, {scale}, {form[1]!r}, {side == 'lhs'}, {packed})")
     kind = result_types(op)[0]
     code = f"np.matmul({', '.join(sides)}) + {vals[total.strip()].code}"
     tr.bind(op, tr.let(code, kind, False, (True,) * kind.rank))
