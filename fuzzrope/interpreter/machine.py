@@ -73,6 +73,7 @@ class Machine(Atomics, Descriptors, Strays):
         self.grid, self.sites, self.report = grid, sites, report
         self.first, self.count = 0, 1
         self.ordered = False
+        self.lanes: Array | None = None
         self._masks: dict[int, tuple[Array, bool]] = {}
         self.areas: list[Area] = []
         self.reachable: Callable[[], list[Area]] = list
@@ -82,13 +83,28 @@ class Machine(Atomics, Descriptors, Strays):
 
     def program(self, lane: int) -> str:
         """A program of the chunk by its position in it."""
-        number = self.first + lane
+        number = self.first + (lane if self.lanes is None else int(self.lanes[lane]))
         x, y = self.grid[0], self.grid[1]
         return f"program ({number % x}, {number // x % y}, {number // (x * y)})"
 
     def _first(self, where: Array) -> tuple[tuple[int, ...], str]:
         position = tuple(int(n) for n in np.unravel_index(int(where.argmax()), where.shape))
         return position, self.program(position[0] if where.shape[0] > 1 else 0)
+
+    def enter(self, mask: Array) -> tuple[Any, Any, Array] | None:
+        """Go on with these programs of the chunk alone, until :meth:`leave`; None if they are all."""
+        if mask.all():
+            return None
+        chosen = np.flatnonzero(mask)
+        outer = (self.lanes, self.count)
+        self.lanes = chosen if self.lanes is None else self.lanes[chosen]
+        self.count = len(chosen)
+        return (*outer, chosen)
+
+    def leave(self, chosen: tuple[Any, Any, Array] | None) -> None:
+        """The other programs again."""
+        if chosen is not None:
+            self.lanes, self.count = chosen[:2]
 
     def address(self, area: Area, offset: Any, width: int) -> Any:
         """The byte address of an element offset."""

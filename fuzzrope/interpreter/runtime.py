@@ -91,6 +91,32 @@ def merge(act: Any, new: Any, old: Any) -> Any:
     return made if dtype is None or made.dtype == dtype else made.astype(dtype)
 
 
+Chosen = tuple[Any, Any, Array] | None  # what Machine.enter gives: None when everyone takes the branch
+
+
+def pick(value: Array, chosen: Chosen) -> Array:
+    """The rows of those programs that take a branch."""
+    return value if chosen is None or len(value) == 1 else value[chosen[2]]
+
+
+def pick_all(values: tuple[Array, ...], chosen: Chosen) -> tuple[Array, ...]:
+    """Program numbers of those that take a branch."""
+    return values if chosen is None else tuple(value[chosen[2]] for value in values)
+
+
+def put_back(value: Array, old: Any, mask: Array, chosen: Chosen) -> Array:
+    """Results of the programs that took a branch among those of the others."""
+    if chosen is None:
+        return value
+    shape = (len(mask), *value.shape[1:])
+    if old is None:
+        made = np.zeros(shape, dtype=value.dtype)
+    else:
+        made = np.array(np.broadcast_to(old, np.broadcast_shapes(shape, old.shape)), dtype=value.dtype)
+    made[chosen[2]] = value
+    return made
+
+
 def spread(value: Array, shape: tuple[int, ...]) -> Array:
     """A view with these dimensions after the programs' axis, repeated where it had extent 1."""
     return np.broadcast_to(value, (value.shape[0], *np.maximum(value.shape[1:], shape)))

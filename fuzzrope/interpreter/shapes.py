@@ -24,7 +24,7 @@ def _program(tr: Translator, op: Op) -> None:
     if op.name == "tt.get_num_programs":
         tr.bind(op, tr.let(f"rt.grid[{axis}]", kind, True))
     else:
-        tr.bind(op, Val(f"pids[{axis}]", kind, False))
+        tr.bind(op, Val(f"{tr.pids}[{axis}]", kind, False))
 
 
 @emits("tt.make_range")
@@ -203,6 +203,7 @@ def _combine(tr: Translator, op: Op) -> str:
     tr.line(f"def {name}({', '.join(arguments)}):")
     tr.depth += 1
     act, tr.act = tr.act, "None"  # whose result is not wanted is combined as well
+    outer, tr.combining = tr.combining, True
     if len(op.regions[0]) > 1:
         raise unknown(op, tr.module)
     for number, (_, kind), code in zip(block.ids, block.args, arguments, strict=True):
@@ -210,7 +211,7 @@ def _combine(tr: Translator, op: Op) -> str:
     ends = tr.block(block)
     tr.line(f"return ({', '.join(tr.array(val) for val in ends)},)")
     tr.depth -= 1
-    tr.act = act
+    tr.act, tr.combining = act, outer
     return name
 
 

@@ -87,6 +87,8 @@ class Translator:
         self.depth = 2
         self.counter = 0
         self.act = "None"
+        self.pids = "pids"
+        self.combining = False
         self.sites: list[Site] = []
         self.stores: set[str | None] = set()
         self.loads: set[str | None] = set()
