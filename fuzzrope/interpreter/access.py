@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from fuzzrope.interpreter import twins
 from fuzzrope.interpreter.ir import Op, Type, read_type
 from fuzzrope.interpreter.translate import Translator, emits, result_types, unknown
 from fuzzrope.interpreter.values import Val, stored_elem, union, width_of
@@ -16,7 +17,7 @@ def _addptr(tr: Translator, op: Op) -> None:
     scale = "" if base.root else f" * {width_of(base.type.to)}"
     twin = None
     if tr.checked and (base.twin or offset.twin):
-        twin = f"({base.twin or base.code} + {offset.twin or offset.code}{scale})"
+        twin = twins.pointer(base, offset, width_of(base.type.to) if scale else 1)
     if base.uniform and offset.uniform:
         code = f"{base.code} + {offset.code}{scale}" if base.code != "0" else offset.code
         made = tr.let(code, base.type, True, (), base.root, base.const and offset.const)

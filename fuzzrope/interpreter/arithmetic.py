@@ -9,22 +9,14 @@ NumPy, float16 and bfloat16 as float32 rounded afterwards, which is exact for + 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
+from fuzzrope.interpreter import twins
 from fuzzrope.interpreter.ir import Op, Type
 from fuzzrope.interpreter.translate import EMIT, Translator, emits, result_types, unknown
-from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, Val, carried, is_float, union
-
-WRAP = {bits: (1 << (bits - 1), (1 << bits) - 1) for bits in (8, 16, 32, 64)}
-
-
-def wrapped(code: str, elem: str) -> str:
-    """Code of a Python integer brought into the range of a signed type."""
-    if elem == "i1":
-        return f"bool({code} & 1)"
-    half, mask = WRAP[BITS[elem]]
-    return f"((({code}) + {half} & {mask}) - {half})"
+from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, WRAP, Val, carried, is_float, union, wrapped
 
 
 def put(tr: Translator, op: Op, code: str, vals: list[Val], kind: Type | None = None) -> None:
@@ -34,8 +26,6 @@ def put(tr: Translator, op: Op, code: str, vals: list[Val], kind: Type | None = 
     full = () if uniform else union([v for v in vals if v.uniform or v.type.rank == kind.rank], kind.rank)
     tr.bind(op, tr.let(code, kind, uniform, full, const=all(val.const for val in vals)))
     if tr.checked and op.outs[0] in tr.flow.addresses:
-        from fuzzrope.interpreter import twins
-
         twins.follow(tr, op, vals)
 
 
@@ -196,7 +186,7 @@ def _select(tr: Translator, op: Op) -> None:
         tr.line(f"{name} = {left} if {cond.code} else {right}")
         tr.bind(op, Val(name, kind, form.uniform, form.full, form.root))
         if tr.checked and (a.twin or b.twin):
-            twin = f"({a.twin or a.code} if {cond.code} else {b.twin or b.code})"
+            twin = f"({twins.meant(a)} if {cond.code} else {twins.meant(b)})"
             tr.bind(op, Val(name, kind, form.uniform, form.full, form.root, False, twin))
         return
     if a.elem == "ptr" and a.root != b.root:
@@ -211,9 +201,7 @@ def _select(tr: Translator, op: Op) -> None:
         text += f".astype({tr.constant(carried(kind.elem))})"
     made = tr.let(text, kind, False, full, root)
     if tr.checked and (a.twin or b.twin):
-        from dataclasses import replace
-
-        twin = tr.let(f"np.where({code}, {a.twin or a.code}, {b.twin or b.code})", kind, False, full)
+        twin = tr.let(f"np.where({code}, {twins.meant(a)}, {twins.meant(b)})", kind, False, full)
         made = replace(made, twin=twin.code)
     tr.bind(op, made)
 

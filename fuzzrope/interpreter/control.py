@@ -35,13 +35,17 @@ class Slots:
             for form, name, watch in zip(forms, self.names, watched, strict=True)
         ]
 
+    @property
+    def every(self) -> list[str]:
+        """The names of all variables, twins included."""
+        return [name for val in self.vals for name in (val.code, val.twin) if name]
+
     def assign(self, vals: list[Val], where: str | None = None) -> None:
         """Set the variables, all at once; with ``where``, only for those programs."""
         left, right = [], []
         for slot, val in zip(self.vals, vals, strict=True):
             code = self.tr.like(val, slot)
-            twin = self.tr.absolute(val).code if slot.root != val.root else val.twin or val.code
-            pairs = [(slot.code, code)] + ([(slot.twin, twin)] if slot.twin else [])
+            pairs = [(slot.code, code)] + ([(slot.twin, self._twin(slot, val, code))] if slot.twin else [])
             for name, value in pairs:
                 if name == value:
                     continue
@@ -49,6 +53,12 @@ class Slots:
                 right.append(f"R.merge({where}, {value}, {name})" if where else value)
         if left:
             self.tr.line(f"{', '.join(left)} = {', '.join(right)}")
+
+    def _twin(self, slot: Val, val: Val, code: str) -> str:
+        """Code of what a variable's twin is set to, where the variable itself is set to ``code``."""
+        if val.twin and val.root == slot.root:
+            code = val.twin if slot.uniform else self.tr.spread(val, slot.full).twin or code
+        return code if slot.uniform else f"R.wide({code})"
 
 
 def _watch(tr: Translator, numbers: list[int], kinds: list[Type]) -> list[bool]:
@@ -164,7 +174,7 @@ def _while(tr: Translator, op: Op) -> None:
     slots.assign(inits)
     leaving = [replace(tr.join(v, v, divergent), code="?", const=False) for v in passed]
     results = Slots(tr, leaving, _watch(tr, op.outs, [v.type for v in passed]))
-    for name in [n for v in results.vals for n in (v.code, v.twin) if n]:
+    for name in results.every:
         tr.line(f"{name} = None")
     if divergent:
         tr.line(f"{inner} = R.everyone({act}, pids)")
@@ -213,7 +223,7 @@ def _if(tr: Translator, op: Op) -> None:
             tr.line("pass")
             tr.depth -= 1
     else:
-        for name in [n for v in slots.vals for n in (v.code, v.twin) if n]:
+        for name in slots.every:
             tr.line(f"{name} = None")
         for sign, region, mine in (("", regions[0], acts[0]), ("~", regions[1], acts[1])):
             if not region.ops:
@@ -250,13 +260,14 @@ def function(tr: Translator, func: Func, arguments: list[Val] | None = None) -> 
     forms = list(returns[0][1])
     for _, vals in returns[1:]:
         forms = [tr.join(a, b, True) for a, b in zip(forms, vals, strict=True)]
-    slots = Slots(tr, [replace(f, code="?", const=False) for f in forms], [False] * len(forms))
-    for name in slots.names:
+    watched = [any(vals[i].twin for _, vals in returns) for i in range(len(forms))]
+    slots = Slots(tr, [replace(f, code="?", const=False) for f in forms], watched)
+    for name in slots.every:
         tr.line(f"{name} = None")
     for where, vals in returns:
         tr.line(f"if R.alive({where}):")
         tr.depth += 1
-        slots.assign([replace(v, twin=None) for v in vals], where)
+        slots.assign(vals, where)
         tr.line("pass")
         tr.depth -= 1
     return slots.vals
@@ -314,12 +325,12 @@ def _arrive(tr: Translator, slots: dict[str, Slots], to: str, vals: list[Val], e
     if to not in slots:
         forms = [replace(v, code="?", const=False, uniform=False, full=(True,) * v.type.rank) for v in vals]
         forms = [replace(f, root=None) if f.elem == "ptr" else f for f in forms]
-        slots[to] = Slots(tr, forms, [False] * len(forms))
-        for name in slots[to].names:
+        slots[to] = Slots(tr, forms, _watch(tr, block.ids, [f.type for f in forms]))
+        for name in slots[to].every:
             tr.lines.insert(0, f"        {name} = None")
     tr.line(f"if R.alive({edge}):")
     tr.depth += 1
-    slots[to].assign([replace(v, twin=None) for v in vals], edge)
+    slots[to].assign(vals, edge)
     tr.line("pass")
     tr.depth -= 1
 
