@@ -73,11 +73,12 @@ def _load(tr: Translator, op: Op) -> None:
     kind = ptr.type.with_elem("ptr", read_type(ptr.type.to).to) if ptr.type.to.startswith("!tt.ptr") else None
     kind = kind or ptr.type.with_elem(ptr.type.to)
     tr.loads.add(ptr.root)
+    what = "volatile load" if op.attrs.get("isVolatile") == "true" else "load"
     uniform = ptr.uniform and (mask is None or mask.uniform) and (other is None or other.uniform)
     vals = [val for val in (ptr, mask, other) if val is not None]
     full = () if uniform else union(vals, kind.rank)
     code = (
-        f"rt.load({tr.site(op, 'load')}, {_root(tr, ptr)}, {stored_elem(ptr.type.to)!r}, {ptr.code}, "
+        f"rt.load({tr.site(op, what)}, {_root(tr, ptr)}, {stored_elem(ptr.type.to)!r}, {ptr.code}, "
         f"{mask.code if mask else None}, {tr.act}, {other.code if other else None}{_exact(ptr)})"
     )
     if uniform:

@@ -137,9 +137,9 @@ class Engine:
 
     def note_stores(self, log: Log) -> None:
         """Remember which lines of a launch stored into memory that was poisoned when it was allocated."""
-        for (address, _), writes in log.writes.items():
+        for (address, _), accesses in [*log.writes.items(), *log.atomics.items()]:
             if self.fresh(address) is not None:
-                spots = dict.fromkeys(access.site for access in writes if access.index.size)
+                spots = dict.fromkeys(access.site for access in accesses if access.index.size)
                 self._stores.setdefault(address, {}).update(dict.fromkeys(spot.text() for spot in spots))
 
     def stored_at(self, address: int) -> list[str]:
@@ -241,7 +241,7 @@ class Kernel:
         function, sites = program.variant(values, grid)
 
         def report(what: str, site: Any, message: str, lanes: int) -> None:
-            kind = site.what if what == "out_of_bounds" else what
+            kind = site.what.removeprefix("volatile ") if what == "out_of_bounds" else what
             engine.record(kind, name, site.text(), message, lanes)
 
         machine = Machine(grid, sites, report)
