@@ -49,7 +49,7 @@ def collect(where: str, path: Path) -> None:
             outputs = entry.launch(**entry.moved("cpu" if engine else "cuda"))
             saved[name] = {key: tensor.detach().cpu() for key, tensor in outputs.items()}
             if engine is not None and engine.accesses:
-                saved[name] = f"noticed: {list(engine.accesses.values())[0]['message']}"
+                saved[name] = f"noticed: {next(iter(engine.accesses.values()))['message']}"
                 engine.reset()
         except Exception as error:  # noqa: BLE001 - one kernel that fails must not hide the others
             saved[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
@@ -135,8 +135,10 @@ def rope_rows(cases: list[Case]) -> dict[str, Any]:
             for one, two in zip(ours.outputs, theirs.outputs, strict=True):
                 if one.dtype not in DTYPES:
                     continue
-                left, right = (torch.frombuffer(bytearray(o.data), dtype=DTYPES[o.dtype]) if o.data else torch.empty(0)
-                               for o in (one, two))
+                left, right = (
+                    torch.frombuffer(bytearray(o.data), dtype=DTYPES[o.dtype]) if o.data else torch.empty(0)
+                    for o in (one, two)
+                )
                 elements[one.dtype] += left.numel()
                 wrong[one.dtype] += differing(left, right)
                 if (one.shape, one.strides, one.dtype) != (two.shape, two.strides, two.dtype):

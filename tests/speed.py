@@ -29,7 +29,8 @@ from triton.runtime import interpreter, jit
 
 from fuzzrope.interpreter import engine as ttir
 from fuzzrope.run import driver
-from fuzzrope.run.facade import CudaFacade, pretend_cuda
+from fuzzrope.run.facade import CudaFacade
+from fuzzrope.run.pretend import pretend_cuda
 from fuzzrope.versions import versions
 
 Call = Callable[[], Any]

@@ -28,7 +28,8 @@ def _addptr(tr: Translator, op: Op) -> None:
         elif base.uniform or offset.uniform or offset.elem == "i64":
             code = f"np.add({base.code}, {offset.code}{scale}, dtype=np.int64)"
         else:
-            code = f"{base.code} + {offset.code}" if not scale else f"{base.code} + np.int64({width_of(base.type.to)}) * {offset.code}"
+            factor = f"np.int64({width_of(base.type.to)}) * " if scale else ""
+            code = f"{base.code} + {factor}{offset.code}"
         made = tr.let(code, base.type, False, full, base.root, base.const and offset.const)
     if twin and not made.uniform:
         twin = tr.let(twin, base.type, False, made.full).code
@@ -41,8 +42,7 @@ def recast(tr: Translator, val: Val, kind: Type) -> Val:
     if before == after or val.root is None:
         return val.retyped(kind)
     if before > after:
-        made = tr.let(f"{val.code} * {before // after}", kind, val.uniform, val.full, val.root, val.const)
-        return made
+        return tr.let(f"{val.code} * {before // after}", kind, val.uniform, val.full, val.root, val.const)
     # Towards wider elements an offset need not be whole any more: only a byte address stays exact.
     return tr.absolute(val).retyped(kind)
 
@@ -150,8 +150,6 @@ def _make_descriptor(tr: Translator, op: Op) -> None:
     groups = [_list(group) for group in re.findall(r"\[([^\]]*)\]", op.head)]
     base, rank = vals[0], len(groups[0])
     shape, strides = vals[1 : 1 + rank], vals[1 + rank : 1 + 2 * rank]
-    text = op.types.split(", <")[-1].rstrip(">").strip()
-    kind = read_type(f"!tt.tensordesc<{text if text.startswith('tensor') else text}>")
     kind = read_type("!tt.tensordesc<" + op.types[op.types.rindex(", <") + 3 :].strip()[:-1] + ">")
     tr.stores.add(base.root)
     tr.loads.add(base.root)
@@ -184,8 +182,7 @@ def _descriptor_store(tr: Translator, op: Op) -> None:
     *index, value = rest
     tr.stores.add(None)
     tr.line(
-        f"rt.descriptor_store({tr.site(op, 'store')}, {desc.code}, {_indices(index)}, "
-        f"{tr.whole(value).code}, {tr.act})"
+        f"rt.descriptor_store({tr.site(op, 'store')}, {desc.code}, {_indices(index)}, {tr.whole(value).code}, {tr.act})"
     )
 
 

@@ -121,7 +121,7 @@ def _other_width(
     whole = reach * width // wanted
     if cover is None:
         return whole, None
-    return whole, cover[: whole * wanted // width].reshape(whole, -1).all(axis=1)
+    return whole, np.all(cover[: whole * wanted // width].reshape(whole, -1), axis=1)
 
 
 class Area:

@@ -1,9 +1,6 @@
-"""Elementwise operations: the dialects ``arith`` and ``math``, and Triton's own.
+"""Elementwise operations on integers and on bits: constants, arithmetic, comparison, selection, widths.
 
-Integers wrap at their width. Floating-point operations round once to their format: float32 and float64 by
-NumPy, float16 and bfloat16 as float32 rounded afterwards, which is exact for + - * / and the square root
-(double rounding is innocuous with 24 >= 2p + 2 digits; Figueroa, "When is double rounding innocuous?",
-1995).
+Integers wrap at their width.
 """
 
 from __future__ import annotations
@@ -14,8 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from fuzzrope.interpreter import twins
+from fuzzrope.interpreter.access import recast
+from fuzzrope.interpreter.formats import decode
 from fuzzrope.interpreter.ir import Op, Type
-from fuzzrope.interpreter.translate import EMIT, Translator, emits, result_types, unknown
+from fuzzrope.interpreter.translate import Translator, emits, result_types, unknown
 from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, WRAP, Val, carried, is_float, union, wrapped
 
 
@@ -70,8 +69,6 @@ def _number(text: str, elem: str) -> np.generic | int | bool:
     if not is_float(elem):
         return int(text, 0)
     if text.startswith("0x"):
-        from fuzzrope.interpreter.formats import decode
-
         bits = np.array([int(text, 16)], dtype=f"u{BITS[elem] // 8}")
         if elem in SMALL_FLOATS:
             return np.float32(decode(bits, elem)[0])
@@ -201,8 +198,8 @@ def _select(tr: Translator, op: Op) -> None:
         text += f".astype({tr.constant(carried(kind.elem))})"
     made = tr.let(text, kind, False, full, root)
     if tr.checked and (a.twin or b.twin):
-        twin = tr.let(f"np.where({code}, {twins.meant(a)}, {twins.meant(b)})", kind, False, full)
-        made = replace(made, twin=twin.code)
+        watched = tr.let(f"np.where({code}, {twins.meant(a)}, {twins.meant(b)})", kind, False, full)
+        made = replace(made, twin=watched.code)
     tr.bind(op, made)
 
 
@@ -234,157 +231,13 @@ def _resize(tr: Translator, op: Op) -> None:
     put(tr, op, code, [a], kind)
 
 
-@emits("arith.sitofp", "arith.uitofp")
-def _to_float(tr: Translator, op: Op) -> None:
-    (a,) = tr.ins(op)
-    kind = result_types(op)[0]
-    through(tr, op, f"R.{op.name[6:]}", [a], kind, repr(kind.elem))
-
-
-@emits("arith.fptosi", "arith.fptoui")
-def _to_int(tr: Translator, op: Op) -> None:
-    (a,) = tr.ins(op)
-    kind = result_types(op)[0]
-    through(tr, op, "R.fptoi", [a], kind, str(BITS[kind.elem]), str(op.name == "arith.fptosi"))
-
-
-def converted(tr: Translator, op: Op, a: Val, mode: str) -> None:
-    """A value of one floating-point format in another."""
-    kind = result_types(op)[0]
-    if kind.elem == "f64":
-        put(tr, op, a.code if a.elem == "f64" else f"{_np(tr, a)}.astype(np.float64)", [a], kind)
-    elif BITS[a.elem] < 32 and kind.elem == "f32":
-        put(tr, op, a.code, [a], kind)
-    elif a.elem == "f64" or mode != "rtne" or BITS[kind.elem] == 8:
-        through(tr, op, "R.convert", [a], kind, repr(kind.elem), repr(mode))
-    else:
-        put(tr, op, rounded(tr, a.code, kind.elem, a.uniform), [a], kind)
-
-
-def _np(tr: Translator, val: Val) -> str:
-    return val.code
-
-
-def rounded(tr: Translator, code: str, elem: str, uniform: bool) -> str:
-    """Code of a float32 result rounded to the format it belongs to."""
-    if elem in ("bf16", "f16"):
-        return f"R.{elem}_one({code})" if uniform else f"R.{elem}({code})"
-    return code
-
-
-@emits("arith.truncf", "arith.extf")
-def _resize_float(tr: Translator, op: Op) -> None:
-    mode = "rtz" if "toward_zero" in op.head else "rtne"
-    converted(tr, op, tr.ins(op)[0], mode)
-
-
-@emits("tt.fp_to_fp")
-def _fp_to_fp(tr: Translator, op: Op) -> None:
-    mode = "rtz" if "rtz" in op.head else "rtne"
-    converted(tr, op, tr.ins(op)[0], mode)
-
-
 @emits("arith.bitcast", "tt.bitcast")
 def _bitcast(tr: Translator, op: Op) -> None:
     (a,) = tr.ins(op)
     kind = result_types(op)[0]
     if kind.elem == "ptr":
-        from fuzzrope.interpreter.access import recast
-
         tr.bind(op, recast(tr, a, kind))
     elif kind.elem == a.elem:
         tr.bind(op, a.retyped(kind))
     else:
         through(tr, op, "R.bitcast", [a], kind, repr(a.elem), repr(kind.elem))
-
-
-# -- floating point -----------------------------------------------------------------------------------
-
-_FLOATS = {"addf": "{0} + {1}", "subf": "{0} - {1}", "mulf": "{0} * {1}", "divf": "{0} / {1}"}
-
-
-@emits("arith.addf", "arith.subf", "arith.mulf", "arith.divf", "tt.precise_divf")
-def _floats(tr: Translator, op: Op) -> None:
-    a, b = tr.ins(op)
-    code = _FLOATS[op.name.rpartition(".")[2].removeprefix("precise_")].format(a.code, b.code)
-    put(tr, op, rounded(tr, code, a.elem, a.uniform and b.uniform), [a, b], a.type)
-
-
-@emits("arith.remf")
-def _remf(tr: Translator, op: Op) -> None:
-    a, b = tr.ins(op)
-    put(tr, op, f"np.fmod({a.code}, {b.code})", [a, b], a.type)
-
-
-@emits("arith.negf")
-def _negf(tr: Translator, op: Op) -> None:
-    (a,) = tr.ins(op)
-    put(tr, op, f"-{a.code}", [a], a.type)
-
-
-@emits("arith.minnumf", "arith.maxnumf", "arith.minimumf", "arith.maximumf")
-def _minmax_float(tr: Translator, op: Op) -> None:
-    a, b = tr.ins(op)
-    through(tr, op, f"R.{op.name[6:]}", [a, b], a.type)
-
-
-@emits("tt.clampf")
-def _clampf(tr: Translator, op: Op) -> None:
-    vals = tr.ins(op)
-    through(tr, op, "R.clampf", vals, vals[0].type, str("propagateNan = all" in op.head))
-
-
-@emits("math.fma")
-def _fma(tr: Translator, op: Op) -> None:
-    vals = tr.ins(op)
-    through(tr, op, "R.fma", vals, vals[0].type, repr(vals[0].elem))
-
-
-@emits("math.absi")
-def _absi(tr: Translator, op: Op) -> None:
-    (a,) = tr.ins(op)
-    put(tr, op, wrapped(f"abs({a.code})", a.elem) if a.uniform else f"np.abs({a.code})", [a], a.type)
-
-
-_EXACT = {"math.absf": "np.abs", "math.floor": "np.floor", "math.ceil": "np.ceil", "math.trunc": "np.trunc"}
-_EXACT |= {"math.roundeven": "np.rint"}
-
-
-@emits(*_EXACT)
-def _exact(tr: Translator, op: Op) -> None:
-    (a,) = tr.ins(op)
-    if op.name in ("math.floor", "math.ceil") and a.elem != "f64":
-        through(tr, op, f"R.{op.name[5:]}", [a], a.type)
-        return
-    put(tr, op, f"{_EXACT[op.name]}({a.code})", [a], a.type)
-
-
-@emits("math.sqrt", "tt.precise_sqrt")
-def _sqrt(tr: Translator, op: Op) -> None:
-    (a,) = tr.ins(op)
-    put(tr, op, rounded(tr, f"np.sqrt({a.code})", a.elem, a.uniform), [a], a.type)
-
-
-_FUNCTIONS = ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "erf", "rsqrt")
-_FUNCTIONS += ("asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "cbrt", "round", "powf", "atan2")
-
-
-@emits(*(f"math.{name}" for name in _FUNCTIONS))
-def _function(tr: Translator, op: Op) -> None:
-    vals = tr.ins(op)
-    through(tr, op, "R.function", vals, vals[0].type, repr(op.name[5:]), repr(vals[0].elem))
-
-
-@emits("tt.extern_elementwise")
-def _extern(tr: Translator, op: Op) -> None:
-    from fuzzrope.interpreter.libdevice import FUNCTIONS
-
-    vals = tr.ins(op)
-    symbol = op.strings[-1]
-    if symbol not in FUNCTIONS:
-        raise unknown(op, tr.module)
-    kind = result_types(op)[0]
-    through(tr, op, "R.extern", vals, kind, repr(symbol), repr(kind.elem))
-
-
-assert "arith.addf" in EMIT

@@ -7,15 +7,12 @@ operation returns are used only in ordered launches, where each program sees wha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fuzzrope.interpreter import formats, runtime
 from fuzzrope.interpreter.values import SMALL_FLOATS, carried
-
-if TYPE_CHECKING:
-    from fuzzrope.interpreter.machine import Machine
 
 Array = np.ndarray
 Combine = Callable[[Array, Array], Array]
@@ -38,7 +35,15 @@ class Atomics:
     """The part of a machine that does read-modify-write operations."""
 
     def atomic_rmw(
-        self: Any, site: Any, area: Any, elem: str, what: str, off: Array, value: Array, mask: Any, act: Any,
+        self: Any,
+        site: Any,
+        area: Any,
+        elem: str,
+        what: str,
+        off: Array,
+        value: Array,
+        mask: Any,
+        act: Any,
         exact: Any = None,
     ) -> Array:
         """Combine values into memory one lane after another; what was there before each."""
@@ -52,7 +57,14 @@ class Atomics:
         return _apply(self, site, area, elem, off, (value,), mask, act, exact, update, what != "exch")
 
     def atomic_cas(
-        self: Any, site: Any, area: Any, elem: str, off: Array, compare: Array, value: Array, act: Any,
+        self: Any,
+        site: Any,
+        area: Any,
+        elem: str,
+        off: Array,
+        compare: Array,
+        value: Array,
+        act: Any,
         exact: Any = None,
     ) -> Array:
         """Write where memory equals ``compare`` bit for bit, one lane after another; what was there before."""
@@ -67,7 +79,7 @@ class Atomics:
 
 
 def _apply(
-    machine: Machine,
+    machine: Any,
     site: Any,
     area: Any,
     elem: str,

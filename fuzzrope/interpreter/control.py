@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fuzzrope.interpreter.dataflow import callee_of, set_of_ops
-from fuzzrope.interpreter.ir import Block, Func, Module, Op, Type, split_types
-from fuzzrope.interpreter.translate import Frame, Translator, emits, unknown
+from fuzzrope.interpreter.dataflow import set_of_ops
+from fuzzrope.interpreter.ir import Block, Module, Op, Type
+from fuzzrope.interpreter.translate import Translator, emits
 from fuzzrope.interpreter.values import Val
 
 
@@ -60,12 +60,25 @@ class Slots:
             code = val.twin if slot.uniform else self.tr.spread(val, slot.full).twin or code
         return code if slot.uniform else f"R.wide({code})"
 
+    def put_back(self, vals: list[Val], mask: str, chosen: str) -> None:
+        """Set the variables for those programs alone that ran a branch."""
+        for slot, val in zip(self.vals, vals, strict=True):
+            code = self.tr.like(val, slot)
+            pairs = [(slot.code, code)] + ([(slot.twin, self._twin(slot, val, code))] if slot.twin else [])
+            for name, value in pairs:
+                self.tr.line(f"{name} = R.put_back({value}, {name}, {mask}, {chosen})")
 
-def _watch(tr: Translator, numbers: list[int], kinds: list[Type]) -> list[bool]:
+
+def watch(tr: Translator, numbers: list[int], kinds: list[Type]) -> list[bool]:
+    """Which of these values need a twin, where overflow is watched for."""
     return [
         tr.checked and number in tr.flow.addresses and kind.elem in ("i32", "i64", "ptr")
         for number, kind in zip(numbers, kinds, strict=True)
     ]
+
+
+def _same(forms: list[Val], others: list[Val]) -> bool:
+    return all((a.uniform, a.full, a.root) == (b.uniform, b.full, b.root) for a, b in zip(forms, others, strict=True))
 
 
 class _Trial:
@@ -83,20 +96,19 @@ class _Trial:
         self.tr.lines, self.tr.bytes, self.tr.env = self.lines, self.bytes, self.env
 
 
-def _settled(tr: Translator, block: Block, ids: list[int], inits: list[Val], numbers: list[int], divergent: bool,
-             tail: int = 0) -> list[Val]:
+def _settled(tr: Translator, block: Block, inits: list[Val], numbers: list[int], divergent: bool) -> list[Val]:
     """The forms in which values go around a loop: joined until nothing changes."""
-    watched = _watch(tr, numbers, [v.type for v in inits])
+    watched = watch(tr, numbers, [v.type for v in inits])
     forms = [tr.join(v, v, divergent) for v in inits]
     forms = [replace(f, code="?", const=False) for f in forms]
     for _ in range(8):
         with _Trial(tr):
             slots = Slots(tr, forms, watched)
-            for number, val in zip(ids, slots.vals, strict=True):
+            for number, val in zip(numbers, slots.vals, strict=True):
                 tr.env[number] = val
-            ends = tr.block(block)[tail:]
+            ends = tr.block(block)
             joined = [tr.join(form, end, divergent) for form, end in zip(forms, ends, strict=True)]
-        same = all((a.uniform, a.full, a.root) == (b.uniform, b.full, b.root) for a, b in zip(forms, joined, strict=True))
+        same = _same(forms, joined)
         forms = joined
         if same:
             break
@@ -117,8 +129,8 @@ def _for(tr: Translator, op: Op) -> None:
     act = tr.act
     if divergent:
         tr.act = tr.name("m")
-    forms = _settled(tr, block, numbers, inits, numbers, divergent)
-    slots = Slots(tr, forms, _watch(tr, numbers, [v.type for v in inits]))
+    forms = _settled(tr, block, inits, numbers, divergent)
+    slots = Slots(tr, forms, watch(tr, numbers, [v.type for v in inits]))
     slots.assign(inits)
     for number, val in zip(numbers, slots.vals, strict=True):
         tr.env[number] = val
@@ -149,7 +161,7 @@ def _while(tr: Translator, op: Op) -> None:
     # A first look: does the condition differ between programs, and in which forms do values go around?
     divergent = False
     numbers = before.ids
-    watched = _watch(tr, numbers, [v.type for v in inits])
+    watched = watch(tr, numbers, [v.type for v in inits])
     forms = [replace(tr.join(v, v), code="?", const=False) for v in inits]
     passed: list[Val] = []
     for _ in range(10):
@@ -163,9 +175,7 @@ def _while(tr: Translator, op: Op) -> None:
                 tr.env[number] = val
             ends = tr.block(after)
             joined = [tr.join(form, end, diverges) for form, end in zip(forms, ends, strict=True)]
-        same = diverges == divergent and all(
-            (a.uniform, a.full, a.root) == (b.uniform, b.full, b.root) for a, b in zip(forms, joined, strict=True)
-        )
+        same = diverges == divergent and _same(forms, joined)
         forms, divergent = joined, diverges
         if same:
             break
@@ -173,11 +183,11 @@ def _while(tr: Translator, op: Op) -> None:
     slots = Slots(tr, forms, watched)
     slots.assign(inits)
     leaving = [replace(tr.join(v, v, divergent), code="?", const=False) for v in passed]
-    results = Slots(tr, leaving, _watch(tr, op.outs, [v.type for v in passed]))
+    results = Slots(tr, leaving, watch(tr, op.outs, [v.type for v in passed]))
     for name in results.every:
         tr.line(f"{name} = None")
     if divergent:
-        tr.line(f"{inner} = R.everyone({act}, pids)")
+        tr.line(f"{inner} = R.everyone({act}, {tr.pids})")
         tr.act = inner
     tr.line("while True:")
     tr.depth += 1
@@ -208,13 +218,12 @@ def _if(tr: Translator, op: Op) -> None:
     ends: list[list[Val]] = []
     for region, mine in zip(regions, acts, strict=True):
         with _Trial(tr):
-            tr.act = mine
+            tr.act = mine if cond.uniform or tr.combining else "None"
             ends.append(tr.block(region))
     tr.act = act
-    forms = [
-        replace(tr.join(a, b, not cond.uniform), code="?", const=False) for a, b in zip(*ends, strict=True)
-    ] if op.outs else []
-    slots = Slots(tr, forms, _watch(tr, op.outs, [f.type for f in forms]))
+    pairs = zip(*ends, strict=True) if op.outs else []
+    forms = [replace(tr.join(a, b, not cond.uniform), code="?", const=False) for a, b in pairs]
+    slots = Slots(tr, forms, watch(tr, op.outs, [f.type for f in forms]))
     if cond.uniform:
         for head, region in ((f"if {cond.code}:", regions[0]), ("else:", regions[1])):
             tr.line(head)
@@ -231,141 +240,48 @@ def _if(tr: Translator, op: Op) -> None:
             tr.line(f"{mine} = R.narrow({act}, {sign}{cond.code})")
             tr.line(f"if {mine}.any():")
             tr.depth += 1
-            tr.act = mine
-            slots.assign(tr.block(region), mine)
+            if tr.combining:
+                tr.act = mine
+                slots.assign(tr.block(region), mine)
+            else:
+                _among(tr, region, mine, slots)
             tr.line("pass")
             tr.depth -= 1
             tr.act = act
     tr.bind(op, *slots.vals)
 
 
-# -- functions and their blocks -----------------------------------------------------------------------
+def _among(tr: Translator, region: Block, mine: str, slots: Slots) -> None:
+    """Translate a branch for the programs that take it alone: what they use is gathered, results are put back."""
+    chosen, pids, outer = tr.name("n"), tr.name("p"), tr.pids
+    tr.line(f"{chosen} = rt.enter({mine})")
+    tr.line(f"{pids} = R.pick_all({outer}, {chosen})")
+    env = dict(tr.env)
+    for number in sorted(_captured(region)):
+        val = tr.env.get(number)
+        if val is None or val.uniform or val.const:
+            continue
+        if val.code.startswith(f"{outer}["):
+            tr.env[number] = replace(val, code=val.code.replace(outer, pids, 1))
+            continue
+        name = tr.name()
+        tr.line(f"{name} = R.pick({val.code}, {chosen})")
+        if val.twin:
+            tr.line(f"{name}t = R.pick({val.twin}, {chosen})")
+        tr.env[number] = replace(val, code=name, twin=f"{name}t" if val.twin else None)
+    tr.act, tr.pids = "None", pids
+    slots.put_back(tr.block(region), mine, chosen)
+    tr.line(f"rt.leave({chosen})")
+    tr.pids = outer
+    tr.env = env
 
 
-def function(tr: Translator, func: Func, arguments: list[Val] | None = None) -> list[Val]:
-    """Translate a function's body; its results. Early returns make blocks, which only lead forward."""
-    if arguments is not None:
-        for number, val in zip(func.ids, arguments, strict=True):
-            tr.env[number] = val
-    tr.frames.append(Frame())
-    act = tr.act
-    if len(func.blocks) == 1:
-        _straight(tr, func.blocks[0])
-    else:
-        _blocks(tr, func)
-    tr.act = act
-    returns = tr.frames.pop().returns
-    if len(returns) <= 1:
-        return returns[0][1] if returns else []
-    forms = list(returns[0][1])
-    for _, vals in returns[1:]:
-        forms = [tr.join(a, b, True) for a, b in zip(forms, vals, strict=True)]
-    watched = [any(vals[i].twin for _, vals in returns) for i in range(len(forms))]
-    slots = Slots(tr, [replace(f, code="?", const=False) for f in forms], watched)
-    for name in slots.every:
-        tr.line(f"{name} = None")
-    for where, vals in returns:
-        tr.line(f"if R.alive({where}):")
-        tr.depth += 1
-        slots.assign(vals, where)
-        tr.line("pass")
-        tr.depth -= 1
-    return slots.vals
-
-
-def _straight(tr: Translator, block: Block) -> None:
+def _captured(block: Block) -> set[int]:
+    """Values used in a block and its regions; those defined there are among them."""
+    found: set[int] = set()
     for op in block.ops:
-        tr.op(op)
-
-
-def _blocks(tr: Translator, func: Func) -> None:
-    """Blocks in order, each under the activity of the edges that lead to it; loops among them are refused."""
-    order = {block.label.lstrip("^"): i for i, block in enumerate(func.blocks)}
-    arrivals = {block.label.lstrip("^"): tr.name("m") for block in func.blocks}
-    slots: dict[str, Slots] = {}
-    for label in arrivals:
-        if order[label]:
-            tr.line(f"{arrivals[label]} = False")
-    for index, block in enumerate(func.blocks):
-        label = block.label.lstrip("^")
-        if index:
-            tr.act = arrivals[label]
-            tr.line(f"if R.alive({tr.act}):")
-            tr.depth += 1
-            for number, val in zip(block.ids, slots[label].vals if label in slots else [], strict=True):
-                tr.env[number] = val
-        for op in block.ops:
-            if not op.name.startswith("cf."):
-                tr.op(op)
-                continue
-            if op.name not in ("cf.br", "cf.cond_br") or any(order[to] <= index for to, _ in op.edges):
-                raise unknown(op, tr.module)
-            cond = tr.ins(op)[0] if op.ins else None
-            for sign, (to, values) in zip(("", "~"), op.edges, strict=False):
-                edge = tr.name("m")
-                test = "True" if cond is None else _condition(cond, sign)
-                tr.line(f"{edge} = R.step({tr.act}, {test})")
-                _arrive(tr, slots, to, [tr.env[n] for n in values], edge, func.blocks[order[to]])
-                tr.line(f"{arrivals[to]} = R.either({arrivals[to]}, {edge})")
-        if index:
-            tr.line("pass")
-            tr.depth -= 1
-
-
-def _condition(cond: Val, sign: str) -> str:
-    if cond.uniform:
-        return f"(not {cond.code})" if sign else f"bool({cond.code})"
-    return sign + cond.code
-
-
-def _arrive(tr: Translator, slots: dict[str, Slots], to: str, vals: list[Val], edge: str, block: Block) -> None:
-    """Hand values over to a block's arguments, for the programs that take this edge."""
-    if not vals:
-        return
-    if to not in slots:
-        forms = [replace(v, code="?", const=False, uniform=False, full=(True,) * v.type.rank) for v in vals]
-        forms = [replace(f, root=None) if f.elem == "ptr" else f for f in forms]
-        slots[to] = Slots(tr, forms, _watch(tr, block.ids, [f.type for f in forms]))
-        for name in slots[to].every:
-            tr.lines.insert(0, f"        {name} = None")
-    tr.line(f"if R.alive({edge}):")
-    tr.depth += 1
-    slots[to].assign(vals, edge)
-    tr.line("pass")
-    tr.depth -= 1
-
-
-@emits("tt.return")
-def _return(tr: Translator, op: Op) -> None:
-    where = tr.name("m")
-    tr.lines.insert(0, f"        {where} = False")  # for when its block is not entered at all
-    tr.line(f"{where} = {tr.act}")
-    tr.frames[-1].returns.append((where, tr.ins(op)))
-
-
-@emits("tt.call")
-def _call(tr: Translator, op: Op) -> None:
-    callee = tr.module.funcs.get(callee_of(op))
-    if callee is None:
-        raise unknown(op, tr.module)
-    results = function(tr, callee, tr.ins(op))
-    kinds = split_types(op.types.rpartition(" -> ")[2]) if op.outs else []
-    tr.bind(op, *(val.retyped(kind) for val, kind in zip(results, kinds, strict=True)))
-
-
-@emits("tt.assert")
-def _assert(tr: Translator, op: Op) -> None:
-    (cond,) = tr.ins(op)
-    text = tr.constant(op.strings[0] if op.strings else "")
-    tr.line(f"rt.check({tr.site(op, 'assert')}, {cond.code}, {tr.act}, {text})")
-
-
-@emits("tt.print")
-def _print(tr: Translator, op: Op) -> None:
-    text = tr.constant(op.strings[0] if op.strings else "")
-    tr.line(f"rt.show({text}, {tr.act})")
-
-
-@emits("ttg.barrier", "gpu.barrier", "ttg.local_barrier", "llvm.intr.assume", "tt.debug_barrier")
-def _nothing(tr: Translator, op: Op) -> None:
-    """In lockstep every program of a block is always at the same place."""
+        found.update(op.ins)
+        for region in op.regions:
+            for inner in region:
+                found |= _captured(inner)
+    return found

@@ -6,14 +6,11 @@ What is inside the tensor that the descriptor describes must also be inside the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fuzzrope.interpreter.values import carried, is_float, width_of
-
-if TYPE_CHECKING:
-    from fuzzrope.interpreter.machine import Machine
 
 Array = np.ndarray
 
@@ -40,8 +37,15 @@ class Descriptors:
     """The part of a machine that makes and uses descriptors."""
 
     def descriptor(
-        self: Any, site: Any, area: Any, elem: str, offset: Any, shape: list[Any], strides: list[Any],
-        block: tuple[int, ...], nan: bool,
+        self: Any,
+        site: Any,
+        area: Any,
+        elem: str,
+        offset: Any,
+        shape: list[Any],
+        strides: list[Any],
+        block: tuple[int, ...],
+        nan: bool,
     ) -> Descriptor:
         """Describe a tensor; what the hardware's descriptors cannot describe is reported."""
         width = width_of(elem)
@@ -63,9 +67,7 @@ class Descriptors:
             lanes = np.arange(extent, dtype=np.int64).reshape(1, *(-1 if d == dim else 1 for d in range(rank)))
             at = _lanes(start, rank) + lanes
             inside = inside & (at >= 0) & (at < _lanes(desc.shape[dim], rank))
-            off = off + at * (np.int64(scale) * _lanes(np.asarray(desc.strides[dim], dtype=np.int64), 0)
-                              if not isinstance(desc.strides[dim], np.ndarray)
-                              else np.int64(scale) * _lanes(desc.strides[dim].astype(np.int64), rank))
+            off = off + at * (np.int64(scale) * _lanes(desc.strides[dim], rank))
         programs = max(len(off), len(inside))
         shape = (programs, *desc.block)
         return np.broadcast_to(off, shape), np.broadcast_to(inside, shape)
@@ -115,6 +117,6 @@ class Descriptors:
         self.store(site, desc.area, desc.elem, off, value, inside, act)
 
 
-def _load(machine: Machine, site: Any, desc: Descriptor, off: Array, inside: Array, act: Any) -> Array:
+def _load(machine: Any, site: Any, desc: Descriptor, off: Array, inside: Array, act: Any) -> Array:
     fill: Any = carried(desc.elem).type(np.nan) if desc.nan and is_float(desc.elem) else carried(desc.elem).type(0)
     return machine.load(site, desc.area, desc.elem, off, inside, act, fill)

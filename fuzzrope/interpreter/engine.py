@@ -6,6 +6,7 @@ Everything before that (binding, specialization, autotuning, heuristics, compile
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import namedtuple
 from collections.abc import Callable
@@ -33,7 +34,7 @@ MEMORY = 2**30  # bytes that the values of one chunk may take
 KEPT_LAUNCHES = 100
 
 
-class Unsupported(BaseException):  # noqa: N818 - targets must not catch it by accident
+class Unsupported(BaseException):  # targets must not catch it by accident
     """The engine cannot run this; it says nothing about the target. Not for targets to catch."""
 
 
@@ -156,6 +157,11 @@ class Engine:
             self.accesses[what, kernel, line] = entry
 
 
+@functools.lru_cache
+def _metadata_type(names: tuple[str, ...]) -> Any:
+    return namedtuple("KernelMetadata", names)
+
+
 def _packed(variant: Variant) -> bytes:
     """The program of a variant, or word of what is in the way: Triton's error, or an operation not known."""
     text = variant.text
@@ -176,7 +182,7 @@ class Kernel:
         self.variant = variant
         self.program = engine.program(variant)
         fields = {**options, "name": self.name, "target": variant.target, "shared": 0, "hash": variant.key}
-        self.metadata = namedtuple("KernelMetadata", sorted(fields))(**fields)  # noqa: PYI024 - as Triton's
+        self.metadata = _metadata_type(tuple(sorted(fields)))(**fields)
         self.packed_metadata = (options.get("num_warps", 4), options.get("num_ctas", 1), 0)
         self.leaves: list[tuple[tuple[int, ...], str, str]] = []
         names = list(src.signature)
@@ -219,7 +225,16 @@ class Kernel:
         return launch
 
     def run(
-        self, x: int, y: int, z: int, stream: Any, function: Any, packed: Any, metadata: Any, enter: Any, leave: Any,
+        self,
+        x: int,
+        y: int,
+        z: int,
+        stream: Any,
+        function: Any,
+        packed: Any,
+        metadata: Any,
+        enter: Any,
+        leave: Any,
         *args: Any,
     ) -> None:
         """Execute one launch; raises what the driver or the kernel's own assertions would."""

@@ -19,7 +19,8 @@ from fuzzrope.interpreter.areas import Area, Lens, memory
 from fuzzrope.interpreter.atomics import Atomics
 from fuzzrope.interpreter.descriptors import Descriptors
 from fuzzrope.interpreter.races import Log
-from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, STORED, carried, is_float, width_of
+from fuzzrope.interpreter.strays import Strays
+from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, STORED, carried, is_float
 
 Array = np.ndarray
 _U64 = np.dtype(np.uint64)
@@ -56,7 +57,7 @@ class Anywhere:
     name = "?"
 
 
-class Machine(Atomics, Descriptors):
+class Machine(Atomics, Descriptors, Strays):
     """One launch.
 
     Attributes:
@@ -72,6 +73,7 @@ class Machine(Atomics, Descriptors):
         self.grid, self.sites, self.report = grid, sites, report
         self.first, self.count = 0, 1
         self.ordered = False
+        self.lanes: Array | None = None
         self._masks: dict[int, tuple[Array, bool]] = {}
         self.areas: list[Area] = []
         self.reachable: Callable[[], list[Area]] = list
@@ -81,13 +83,28 @@ class Machine(Atomics, Descriptors):
 
     def program(self, lane: int) -> str:
         """A program of the chunk by its position in it."""
-        number = self.first + lane
+        number = self.first + (lane if self.lanes is None else int(self.lanes[lane]))
         x, y = self.grid[0], self.grid[1]
         return f"program ({number % x}, {number // x % y}, {number // (x * y)})"
 
     def _first(self, where: Array) -> tuple[tuple[int, ...], str]:
         position = tuple(int(n) for n in np.unravel_index(int(where.argmax()), where.shape))
         return position, self.program(position[0] if where.shape[0] > 1 else 0)
+
+    def enter(self, mask: Array) -> tuple[Any, Any, Array] | None:
+        """Go on with these programs of the chunk alone, until :meth:`leave`; None if they are all."""
+        if mask.all():
+            return None
+        chosen = np.flatnonzero(mask)
+        outer = (self.lanes, self.count)
+        self.lanes = chosen if self.lanes is None else self.lanes[chosen]
+        self.count = len(chosen)
+        return (*outer, chosen)
+
+    def leave(self, chosen: tuple[Any, Any, Array] | None) -> None:
+        """The other programs again."""
+        if chosen is not None:
+            self.lanes, self.count = chosen[:2]
 
     def address(self, area: Area, offset: Any, width: int) -> Any:
         """The byte address of an element offset."""
@@ -171,8 +188,8 @@ class Machine(Atomics, Descriptors):
     def _load_wild(self, site: Any, area: Area, lens: Lens, off: Array, m: Array | None) -> Array:
         """Loads of which some leave the view."""
         good, bad = self._judge(site, area, lens, off, m)
-        bits = UNDEFINED[lens.elem] if lens.elem not in SMALL_FLOATS else -1
-        values = np.full(good.shape, bits, dtype=np.int64 if lens.elem in SMALL_FLOATS else None).astype(lens.flat.dtype)
+        values = np.empty(good.shape, lens.flat.dtype)
+        values.fill(UNDEFINED[lens.elem] if lens.elem not in SMALL_FLOATS else np.iinfo(values.dtype).max)
         off = np.broadcast_to(off, good.shape)
         values[good] = lens.flat[off[good]]
         if bad.any():
@@ -292,50 +309,6 @@ class Machine(Atomics, Descriptors):
         if not isinstance(value, np.ndarray):
             return np.full(1, value, dtype)
         return value.view(dtype) if value.dtype == bool else value
-
-    # -- pointers of unknown origin -----------------------------------------------------------------------
-
-    def _areas(self, elem: str, address: Array, m: Array | None) -> list[tuple[Area, Lens, Array, Array]]:
-        """For each view that has some of these byte addresses: which lanes, and their offsets."""
-        found, width = [], width_of(elem)
-        left = np.ones(address.shape, dtype=bool) if m is None else np.broadcast_to(m, address.shape).copy()
-        for area in [*self.areas, *self.reachable()]:
-            if not left.any():
-                break
-            lens = area.lens(elem)
-            off = (address - area.address) // width
-            mine = left & ((address - area.address) % width == 0) & lens.inside(off)
-            if mine.any():
-                found.append((area, lens, mine, off))
-                left &= ~mine
-        self._left = left
-        return found
-
-    def _stray(self, site: Any, elem: str, address: Array) -> None:
-        if self._left.any():
-            position, program = self._first(self._left)
-            message = f"{site.what} at address {int(address[position]):#x}, which belongs to no tensor, by {program}"
-            self.report("out_of_bounds", site, message, self._lanes(self._left))
-
-    def _load_anywhere(self, site: Any, elem: str, address: Array, m: Array | None) -> Array:
-        if m is not None:
-            address = np.broadcast_to(address, np.broadcast_shapes(address.shape, m.shape))
-        values = np.zeros(address.shape, dtype=STORED[elem])
-        for area, lens, mine, off in self._areas(elem, address, m):
-            values[mine] = lens.flat[off[mine]]
-            if area.fresh is not None:
-                self._uninitialized(site, area, elem, values, off, mine)
-            if area.shared:
-                self.log.read(site, area, elem, np.where(mine, off, 0), mine)
-        self._stray(site, elem, address)
-        return values
-
-    def _store_anywhere(self, site: Any, elem: str, address: Array, raw: Array, m: Array | None) -> None:
-        shape = np.broadcast_shapes(address.shape, raw.shape, () if m is None else m.shape)
-        address = np.broadcast_to(address, shape)
-        for area, lens, mine, off in self._areas(elem, address, m):
-            self.write(site, area, lens, np.where(mine, off, 0), np.broadcast_to(raw, shape), mine)
-        self._stray(site, elem, address)
 
     # -- the rest -----------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class Access:
     index: Array
     raw: Array | None
     chosen: Array | None
-    first: int
+    first: Any  # number of the first program, or the number of each
     count: int
     clock: dict[int, int]
     time: int
@@ -48,7 +48,9 @@ class Access:
                 flat = np.tile(flat, self.count)
                 chosen = np.broadcast_to(chosen, (self.count, *chosen.shape[1:]))
             programs = np.nonzero(chosen)[0]
-        return self.area.address + flat * self.width, programs.reshape(-1) + self.first
+        programs = programs.reshape(-1)
+        who = self.first[programs] if isinstance(self.first, np.ndarray) else programs + self.first
+        return self.area.address + flat * self.width, who
 
     def bits(self, lanes: int) -> Array:
         """The raw elements written, as unsigned integers (lanes,)."""
@@ -76,9 +78,7 @@ class Log:
         """Remember a store."""
         machine = self.machine
         self.time += 1
-        access = Access(
-            site, area, lens.width, index, raw, chosen, machine.first, machine.count, self.clock, self.time
-        )
+        access = Access(site, area, lens.width, index, raw, chosen, self._who(), machine.count, self.clock, self.time)
         self.writes.setdefault(area.storage, []).append(access)
 
     def read(self, site: Any, area: Area, elem: str, index: Array, m: Array | None) -> None:
@@ -91,7 +91,7 @@ class Log:
             chosen = np.broadcast_to(m, shape)
             index = np.broadcast_to(index, shape)[chosen]
         width = area.lens(elem).width
-        access = Access(site, area, width, index, None, chosen, machine.first, machine.count, self.clock, self.time)
+        access = Access(site, area, width, index, None, chosen, self._who(), machine.count, self.clock, self.time)
         self.reads.setdefault(area.storage, []).append(access)
 
     def atomic(self, site: Any, area: Area, lens: Lens, index: Array, chosen: Array) -> None:
@@ -99,10 +99,12 @@ class Log:
         machine, time = self.machine, self.time  # what it releases, it has itself done before
         if machine.ordered:
             self.synchronize(np.unique(area.address + index * lens.width))
-        access = Access(
-            site, area, lens.width, index, None, chosen, machine.first, machine.count, self.clock, time
-        )
+        access = Access(site, area, lens.width, index, None, chosen, self._who(), machine.count, self.clock, time)
         self.atomics.setdefault(area.storage, []).append(access)
+
+    def _who(self) -> Any:
+        machine = self.machine
+        return machine.first if machine.lanes is None else machine.first + machine.lanes
 
     def synchronize(self, addresses: Array) -> None:
         """An atomic operation of the one program of an ordered launch: it acquires, then releases."""

@@ -24,7 +24,7 @@ def _program(tr: Translator, op: Op) -> None:
     if op.name == "tt.get_num_programs":
         tr.bind(op, tr.let(f"rt.grid[{axis}]", kind, True))
     else:
-        tr.bind(op, Val(f"pids[{axis}]", kind, False))
+        tr.bind(op, Val(f"{tr.pids}[{axis}]", kind, False))
 
 
 @emits("tt.make_range")
@@ -112,7 +112,7 @@ def _trans(tr: Translator, op: Op) -> None:
 def _join(tr: Translator, op: Op) -> None:
     a, b = _together(tr, *tr.ins(op))
     kind = result_types(op)[0]
-    code = f"R.join({a.code}, {b.code})"
+    code = f"T.join({a.code}, {b.code})"
     tr.bind(op, tr.let(code, kind, False, (*a.full, True), a.root, a.const and b.const))
 
 
@@ -133,7 +133,7 @@ def _cat(tr: Translator, op: Op) -> None:
     a, b = _together(tr, *tr.ins(op))
     a, b = (tr.spread(v, (True, *(False,) * (v.type.rank - 1))) for v in (a, b))
     kind = result_types(op)[0]
-    tr.bind(op, tr.let(f"R.cat({a.code}, {b.code})", kind, False, a.full, a.root, a.const and b.const))
+    tr.bind(op, tr.let(f"T.cat({a.code}, {b.code})", kind, False, a.full, a.root, a.const and b.const))
 
 
 def _together(tr: Translator, a: Val, b: Val) -> tuple[Val, Val]:
@@ -160,7 +160,7 @@ def _histogram(tr: Translator, op: Op) -> None:
     source = tr.whole(vals[0])
     mask = tr.whole(vals[1]).code if len(vals) > 1 else "None"
     assert kind.shape is not None
-    code = f"R.histogram({source.code}, {mask}, {kind.shape[0]})"
+    code = f"T.histogram({source.code}, {mask}, {kind.shape[0]})"
     tr.bind(op, tr.let(code, kind, False, (True,), const=False))
 
 
@@ -177,7 +177,7 @@ def _reduce(tr: Translator, op: Op) -> None:
     name = tr.name()
     kind_of = "scan" if scan else "reduce"
     reverse = f", {op.attrs.get('reverse') == 'true'}" if scan else ""
-    tr.line(f"{name} = R.{kind_of}({function}, ({arrays},), {axis + 1}{reverse})")
+    tr.line(f"{name} = T.{kind_of}({function}, ({arrays},), {axis + 1}{reverse})")
     full = tuple(any(val.full[dim] for val in vals) for dim in range(len(wanted)))
     if not scan:
         full = tuple(f for dim, f in enumerate(full) if dim != axis)
@@ -204,6 +204,7 @@ def _combine(tr: Translator, op: Op) -> str:
     tr.line(f"def {name}({', '.join(arguments)}):")
     tr.depth += 1
     act, tr.act = tr.act, "None"  # whose result is not wanted is combined as well
+    outer, tr.combining = tr.combining, True
     if len(op.regions[0]) > 1:
         raise unknown(op, tr.module)
     for number, (_, kind), code in zip(block.ids, block.args, arguments, strict=True):
@@ -211,7 +212,7 @@ def _combine(tr: Translator, op: Op) -> str:
     ends = tr.block(block)
     tr.line(f"return ({', '.join(tr.array(val) for val in ends)},)")
     tr.depth -= 1
-    tr.act = act
+    tr.act, tr.combining = act, outer
     return name
 
 
@@ -234,7 +235,7 @@ def _dot(tr: Translator, op: Op) -> None:
     precision = re.search(r"inputPrecision = (\w+)", op.head)
     mode = precision[1] if precision else "ieee"
     a, b = tr.whole(a), tr.whole(b)
-    code = f"R.dot({a.code}, {b.code}, {c.code}, {a.elem!r}, {kind.elem!r}, {mode!r})"
+    code = f"T.dot({a.code}, {b.code}, {c.code}, {a.elem!r}, {kind.elem!r}, {mode!r})"
     tr.bind(op, tr.let(code, kind, False, (True,) * kind.rank))
 
 
@@ -249,7 +250,7 @@ def _dot_scaled(tr: Translator, op: Op) -> None:
         assert form is not None
         scale = tr.whole(vals[names[1]]).code if len(names) > 1 else "None"
         packed = op.attrs.get(f"{side}_k_pack", "true") == "true"
-        sides.append(f"R.scaled({tr.whole(vals[names[0]]).code}, {scale}, {form[1]!r}, {side == 'lhs'}, {packed})")
+        sides.append(f"T.scaled({tr.whole(vals[names[0]]).code}, {scale}, {form[1]!r}, {side == 'lhs'}, {packed})")
     kind = result_types(op)[0]
     code = f"np.matmul({', '.join(sides)}) + {vals[total.strip()].code}"
     tr.bind(op, tr.let(code, kind, False, (True,) * kind.rank))

@@ -1,7 +1,7 @@
 """From Triton IR to one NumPy program: the generator's core. What each operation becomes is registered.
 
-``translate`` gives the source of a Python function and the objects it refers to. Source is made of names
-that this package chose, literals it formatted and registered templates; no text from the IR enters it.
+The result is the source of a Python function and the objects it refers to. Source is made of names that
+this package chose, literals it formatted and registered templates; no text from the IR enters it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import triton
 
 from fuzzrope.interpreter.dataflow import Flow, resolve
-from fuzzrope.interpreter.ir import Block, Func, Module, Op, Type, read_type, split_types
-from fuzzrope.interpreter.values import CARRIED, Val, carried
+from fuzzrope.interpreter.ir import Block, Module, Op, Type, read_type, split_types
+from fuzzrope.interpreter.places import describe
+from fuzzrope.interpreter.values import CARRIED, Val, carried, width_of
 
 Emitter = Callable[["Translator", Op], None]
 EMIT: dict[str, Emitter] = {}
@@ -85,6 +87,8 @@ class Translator:
         self.depth = 2
         self.counter = 0
         self.act = "None"
+        self.pids = "pids"
+        self.combining = False
         self.sites: list[Site] = []
         self.stores: set[str | None] = set()
         self.loads: set[str | None] = set()
@@ -202,8 +206,6 @@ class Translator:
         """A pointer as a byte address."""
         if val.elem != "ptr" or val.root is None:
             return val
-        from fuzzrope.interpreter.values import width_of
-
         code = f"rt.address({self.roots[val.root]}, {val.code}, {width_of(val.type.to)})"
         return self.let(code, val.type, val.uniform, val.full)
 
@@ -244,7 +246,6 @@ class Translator:
         """The program."""
         names = ", ".join(["rt", "act", "pids"] + [f"a{i}" for i in range(len(args))])
         source = ["def build():", *self.prologue, f"    def program({names}):", "        S = rt.sites"]
-    
         source += [*self.lines, "    return program"]
         return Generated(
             "\n".join(source),
@@ -273,33 +274,8 @@ def result_types(op: Op) -> list[Type]:
 
 def unknown(op: Op, module: Module) -> UnknownOperationError:
     """The one line that is said about an operation that the engine does not know."""
-    import triton
-
-    from fuzzrope.interpreter.places import describe
-
     detail = f" ({op.strings[-1]})" if op.strings and op.name == "tt.extern_elementwise" else ""
     where = describe(module.places, op.place)
     return UnknownOperationError(
         f"the CPU engine does not know {op.name}{detail} (Triton {triton.__version__}), used at {where}"
     )
-
-
-def translate(module: Module, checked: bool = False) -> Generated:
-    """The program of a module; ``checked`` computes addresses a second time without wrapping.
-
-    Raises :class:`UnknownOperationError` for what it does not know.
-    """
-    from fuzzrope.interpreter import access, arithmetic, control, shapes  # noqa: F401 - they register
-
-    translator = Translator(module, checked)
-    entry: Func = module.entry
-    args = entry.args
-    for i, ((name, kind), number) in enumerate(zip(args, entry.ids, strict=True)):
-        root = name[1:] if kind.elem == "ptr" else None
-        if root:
-            translator.roots[root] = f"a{i}"
-        code = "0" if kind.elem == "ptr" else f"a{i}"
-        translator.env[number] = Val(code, kind, True, (), root, const=kind.elem == "ptr")
-    translator.act = "act"
-    control.function(translator, entry)
-    return translator.finish(args, control.must_be_ordered(module))

@@ -9,7 +9,6 @@ from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
 from fuzzrope.outcome import Outcome
 
-
 #: What an engine notices under the name of its kind; every other name is a direction of an access out of bounds.
 NOTICED = ("launch", "race", "overflow", "uninitialized")
 

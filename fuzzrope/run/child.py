@@ -23,9 +23,10 @@ import torch
 from fuzzrope.build import Built, build
 from fuzzrope.case import Case
 from fuzzrope.run import cuda, driver, wire
-from fuzzrope.run.facade import CudaFacade, pretend_cuda
 from fuzzrope.run.engines import Engine, Unsupported, make_engine
+from fuzzrope.run.facade import CudaFacade
 from fuzzrope.run.loading import load
+from fuzzrope.run.pretend import pretend_cuda
 from fuzzrope.run.tamper import Seal
 
 Home = tuple[torch.device, int]

@@ -8,7 +8,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from fuzzrope.run.facade import CUDA, PROPERTIES
+from fuzzrope.run.facade import CUDA
+from fuzzrope.run.pretend import PROPERTIES
 
 
 class _Utils:

@@ -63,9 +63,7 @@ class Runner:
     started at all.
     """
 
-    def __init__(
-        self, target: Target, device: str = "cpu", limits: Limits | None = None, engine: str = "ttir"
-    ) -> None:
+    def __init__(self, target: Target, device: str = "cpu", limits: Limits | None = None, engine: str = "ttir") -> None:
         self.target, self.device, self.limits, self.engine = target, device, limits or Limits(), engine
         self._zygote: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None

@@ -64,9 +64,7 @@ def launch_hints(x):
 
 
 @triton.jit
-def strided_kernel(
-    x_ptr, start, out_ptr, rows, columns, sx0, sx1, so0, so1, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def strided_kernel(x_ptr, start, out_ptr, rows, columns, sx0, sx1, so0, so1, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     mask = (i < rows) & (j < columns)
