@@ -128,7 +128,10 @@ class Engine:
     def reachable(self) -> list[Area]:
         """The views whose address the target has asked for: pointers in memory may lead there."""
         tensors = [reference() for reference in self._taken.values()]
-        return [self.area(f"a {tuple(t.shape)} tensor", t) for t in tensors if t is not None and t.numel()]
+        areas = [self.area(f"a {tuple(t.shape)} tensor", t) for t in tensors if t is not None and t.numel()]
+        for area in areas:
+            area.shared = True  # as far as is known
+        return areas
 
     def area(self, name: str, tensor: torch.Tensor) -> Area:
         """The memory of a tensor argument."""

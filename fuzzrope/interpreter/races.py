@@ -178,12 +178,8 @@ class Log:
         address, program, bits, rank, time = (np.concatenate(column) for column in zip(*columns, strict=True))
         is_write = rank < len(writes)
         if len({access.width for access in everything}) > 1:
-            unit = min(access.width for access in everything)
-            widths = np.array([access.width for access in everything])[rank] // unit
-            repeat = np.repeat(np.arange(len(address)), widths)
-            step = np.arange(len(repeat)) - np.repeat(np.cumsum(widths) - widths, widths)
-            address = address[repeat] + step * unit
-            program, bits, rank, time, is_write = (c[repeat] for c in (program, bits, rank, time, is_write))
+            address, piece = _in_pieces(everything, address, rank)
+            program, bits, rank, time, is_write = (c[piece] for c in (program, bits, rank, time, is_write))
         order = np.lexsort((time, address))
         address, program, bits, rank, is_write = (c[order] for c in (address, program, bits, rank, is_write))
         starts = np.flatnonzero(np.r_[True, address[1:] != address[:-1]])
@@ -201,6 +197,8 @@ class Log:
         lanes = [(*access.lanes(), access) for access in everything]
         address, program = (np.concatenate([lane[i] for lane in lanes]) for i in (0, 1))
         rank = np.repeat(np.arange(len(lanes)), [len(lane[0]) for lane in lanes])
+        address, piece = _in_pieces(everything, address, rank)
+        program, rank = program[piece], rank[piece]
         time = np.array([access.time for access in everything])[rank]
         order = np.lexsort((rank, time if self.machine.ordered else program, address))
         address, program, rank = address[order], program[order], rank[order]
@@ -283,6 +281,15 @@ def _from(base: int, access: Access) -> Array | None:
     if rest:
         return None
     return access.index + shift if shift else access.index
+
+
+def _in_pieces(everything: list[Access], address: Array, rank: Array) -> tuple[Array, Array]:
+    """Addresses of accesses cut to the smallest width among them, and which access each piece is of."""
+    unit = min(access.width for access in everything)
+    widths = np.array([access.width for access in everything])[rank] // unit
+    piece = np.repeat(np.arange(len(address)), widths)
+    step = np.arange(len(piece)) - np.repeat(np.cumsum(widths) - widths, widths)
+    return address[piece] + step * unit, piece
 
 
 def _ordered(one: Access, first: int, other: Access, second: int) -> bool:

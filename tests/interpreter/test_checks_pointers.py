@@ -490,6 +490,34 @@ def atomics_next_to_reads():
     read_elsewhere[(3,)](f32(8), zeros(16), B=8)
 
 
+@triton.jit
+def add_through_table(table_ptr, out_ptr, B: tl.constexpr):
+    ptr = tl.load(table_ptr).to(tl.pointer_type(tl.float32))
+    tl.atomic_add(ptr + tl.arange(0, B), 1.0)
+    if tl.program_id(0) == 0:
+        tl.store(out_ptr, tl.load(ptr))
+
+
+@case("race")
+def atomic_through_table():
+    x = f32(8)
+    add_through_table[(3,)](torch.tensor([x.data_ptr()], device="cuda"), f32(2), B=8)
+
+
+@triton.jit
+def half_load(x_ptr, out_ptr, B: tl.constexpr):
+    i = tl.arange(0, B)
+    if tl.program_id(0) == 0:
+        tl.atomic_add(out_ptr + i, 1)
+    else:
+        tl.store(x_ptr + i, tl.load(out_ptr.to(tl.pointer_type(tl.int16)) + 2 * i + 1).to(tl.float32))
+
+
+@case("race")
+def atomic_and_half_load():
+    half_load[(2,)](f32(8), zeros(8, dtype=torch.int32), B=8)
+
+
 @pytest.mark.filterwarnings("ignore:tl.make_block_ptr is deprecated")
 @pytest.mark.parametrize(("body", "kinds"), case)
 def test_what_is_wrong_is_found_and_nothing_else(body, kinds, kinds_of):
