@@ -266,7 +266,7 @@ class Kernel:
         machine.areas = areas
         machine.reachable = engine.reachable
         machine.ordered = program.ordered
-        _share(program, areas)
+        program.share(areas)
         chunk = program.chunk(programs, engine.memory)
         for first in range(0, programs, chunk):
             machine.first, machine.count = first, min(chunk, programs - first)
@@ -329,17 +329,6 @@ def _scalar(value: Any, elem: str) -> Any:
     if elem == "f32":
         return single
     return formats.round_to(np.full(1, value, np.float64), elem)[0]
-
-
-def _share(program: Program, areas: list[Area]) -> None:
-    """Mark the arguments whose storage this launch also writes: their loads are remembered."""
-    stores, loads = program.stores, program.loads
-    if None in stores:
-        written = {area.storage for area in areas}
-    else:
-        written = {area.storage for area in areas if area.name in stores}
-    for area in areas:
-        area.shared = area.storage in written and (area.name in loads or None in loads)
 
 
 _PIDS: dict[tuple[tuple[int, int, int], int, int], tuple[np.ndarray, ...]] = {}
