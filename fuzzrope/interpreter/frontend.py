@@ -19,7 +19,6 @@ from triton.runtime.cache import get_cache_manager
 
 from fuzzrope.interpreter.program import VERSION
 
-
 _PARSED: dict[str, Any] = {}
 
 
