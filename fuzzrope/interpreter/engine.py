@@ -20,7 +20,7 @@ from fuzzrope.interpreter import formats
 from fuzzrope.interpreter.areas import Area
 from fuzzrope.interpreter.descriptors import Descriptor
 from fuzzrope.interpreter.frontend import Variant
-from fuzzrope.interpreter.machine import Machine
+from fuzzrope.interpreter.machine import DeviceAssertError, Machine
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
 from fuzzrope.interpreter.translate import UnknownOperationError
 
@@ -135,6 +135,11 @@ def _packed(variant: Variant) -> bytes:
         return pack(text)
     except UnknownOperationError as error:
         raise Unsupported(str(error)) from None
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise Unsupported(
+            f"the CPU engine cannot translate {variant.name} (Triton {triton.__version__}): {why}"
+        ) from error
 
 
 class Kernel:
@@ -236,7 +241,12 @@ class Kernel:
             machine.first, machine.count = first, min(chunk, programs - first)
             if machine.ordered:
                 machine.log.next_program()
-            function(machine, None, _program_ids(grid, first, machine.count), *values)
+            try:
+                function(machine, None, _program_ids(grid, first, machine.count), *values)
+            except (DeviceAssertError, MemoryError):
+                raise
+            except Exception as error:
+                raise Unsupported(f"the CPU engine failed in {name}: {type(error).__name__}: {error}") from error
         machine.log.report()
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[list[Any], list[Area]]:
