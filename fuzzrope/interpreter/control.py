@@ -168,7 +168,7 @@ def _while(tr: Translator, op: Op) -> None:
     for name in [n for v in results.vals for n in (v.code, v.twin) if n]:
         tr.line(f"{name} = None")
     if divergent:
-        tr.line(f"{inner} = R.everyone({act}, pids)")
+        tr.line(f"{inner} = R.everyone({act}, {tr.crowd})")
         tr.act = inner
     tr.line("while True:")
     tr.depth += 1

@@ -111,6 +111,7 @@ class _Resolver:
             found = _EDGE.findall(op.head)
             op.edges = [(label, [self.lookup(n, scope) for n in _NAME.findall(args)]) for label, args in found]
             op.ins = [self.lookup(n, scope) for n in _NAME.findall(op.head.partition("^")[0])]
+        op.regions = [forward(region) for region in op.regions]
         for index, region in enumerate(op.regions):
             inner = dict(scope)
             if bound and index == 0:

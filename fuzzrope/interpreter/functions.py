@@ -102,7 +102,7 @@ def _arrive(tr: Translator, slots: dict[str, Slots], to: str, vals: list[Val], e
     tr.depth -= 1
 
 
-@emits("tt.return")
+@emits("tt.return", "tt.reduce.return", "tt.scan.return", "tt.map_elementwise.return")
 def _return(tr: Translator, op: Op) -> None:
     where = tr.name("m")
     tr.declare([where], "False")  # for when its block is not entered at all

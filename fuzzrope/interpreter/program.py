@@ -21,7 +21,7 @@ from fuzzrope.interpreter.intervals import Intervals
 from fuzzrope.interpreter.ir import Module, Type, read
 from fuzzrope.interpreter.places import frame_of, show
 
-VERSION = "5"  # of everything that is cached: raise it when translation changes
+VERSION = "7"  # of everything that is cached: raise it when translation changes
 CACHED_ELEMENTS = 2**17  # of one value in one chunk: what the second-level cache of a core likes
 
 

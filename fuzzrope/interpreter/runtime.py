@@ -50,9 +50,9 @@ def narrow(act: Array | None, cond: Array) -> Array:
     return cond if act is None else act & cond
 
 
-def everyone(act: Array | None, pids: Any) -> Array:
+def everyone(act: Array | None, crowd: Array) -> Array:
     """Activity as an array."""
-    return np.ones(len(pids[0]), dtype=bool) if act is None else act
+    return np.ones(crowd.shape, dtype=bool) if act is None else act
 
 
 def alive(act: Any) -> bool:
