@@ -20,6 +20,8 @@ class Output:
     data: bytes = b""
     shares: tuple[tuple[str, int], ...] = ()
     """Inputs, or earlier outputs, whose memory it overlaps, and its byte offset from their first element."""
+    origin: str = ""
+    """Where its memory was allocated and stored to, as far as is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def _from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
                 device=_text(item["device"]),
                 data=data,
                 shares=shares,
+                origin=_text(item["origin"]),
             )
         )
     after = tuple((_text(name), next(remaining, b"")) for name in _list(header["after"], 32))

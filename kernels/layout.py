@@ -15,8 +15,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 Ints = tuple[int, ...]
 CHANNELS_LAST = (1, 3, 2, 0)  # the dimensions of (N, C, H, W) from the innermost out
 ROW_MAJOR = (3, 2, 1, 0)
@@ -86,9 +84,20 @@ def _iteration_order(shape: Ints, operands: Sequence[Ints]) -> Ints:
     return tuple(order)
 
 
+def _broadcast(shapes: list[Ints]) -> Ints:
+    """``torch.broadcast_shapes`` of shapes of one rank, which is slow: it may import SymPy."""
+    joint = []
+    for sizes in zip(*shapes, strict=True):
+        wide = {n for n in sizes if n != 1}
+        if len(wide) > 1:
+            raise RuntimeError(f"shapes {shapes} do not broadcast")
+        joint.append(wide.pop() if wide else 1)
+    return tuple(joint)
+
+
 def elementwise(*operands: View) -> View:
     """The result of a pointwise operation over operands that broadcast; raises RuntimeError as PyTorch."""
-    shape = tuple(torch.broadcast_shapes(*(x.shape for x in operands)))
+    shape = _broadcast([x.shape for x in operands])
     if all(x.shape == shape for x in operands):
         if all(_is_contiguous(x) for x in operands):
             return View(shape, contiguous(shape))

@@ -27,6 +27,7 @@ OUTPUT = {
     "device": "cuda",
     "has_data": True,
     "shares": [["q", 8]],
+    "origin": "allocated at file.py:7: torch.empty(2, 3)",
 }
 REPLY = {
     "status": "returned",
@@ -84,7 +85,7 @@ def test_a_reply_is_read_whole():
     assert from_reply(REPLY, BLOBS) == Outcome(
         status="returned",
         container="tuple",
-        outputs=(Output("Tensor", "float32", (2, 3), (3, 1), "cuda", b"output", (("q", 8),)),),
+        outputs=(Output("Tensor", "float32", (2, 3), (3, 1), "cuda", b"output", (("q", 8),), OUTPUT["origin"]),),
         raised=Raised("ValueError", "no", "file.py:3 in f"),
         accesses=(Access("load", "k", "x = tl.load(p)", "out of bounds", 4),),
         launches=(Launch("k", (1, 2, 3), (("BLOCK", 16),)),),
@@ -119,6 +120,7 @@ def test_a_missing_key_is_refused(path):
         (("outputs", 0, "shape"), [True, 3]),
         (("outputs", 0, "shape"), [1] * 65),
         (("outputs", 0, "strides"), None),
+        (("outputs", 0, "origin"), ["file.py:7"]),
         (("outputs", 0, "shares"), [["q"]]),
         (("outputs", 0, "shares"), [["q", 1, 2]]),
         (("outputs", 0, "shares"), [[1, 2]]),

@@ -18,6 +18,9 @@ Array = np.ndarray
 DENSE_UP_TO = 2**26  # elements of a gapped view's span up to which a table says what belongs to it
 
 
+_data_ptr = torch.Tensor.data_ptr  # the engine puts its own in its place, to see who asks
+
+
 class _Memory:
     """Raw memory, presented to NumPy."""
 
@@ -134,8 +137,8 @@ class Area:
 
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self.name = name
-        self.shape, self.strides = tuple(tensor.shape), tensor.stride()
-        self.address = tensor.data_ptr()
+        self.shape, self.strides = tensor.shape, tensor.stride()
+        self.address = _data_ptr(tensor)
         self.width = tensor.element_size()
         storage = tensor.untyped_storage()
         low = storage.data_ptr()

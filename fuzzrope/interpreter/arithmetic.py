@@ -116,6 +116,9 @@ def _integers(tr: Translator, op: Op) -> None:
 @emits("arith.floordivsi", "arith.ceildivui")
 def _division(tr: Translator, op: Op) -> None:
     a, b = tr.ins(op)
+    if op.name in ("arith.divsi", "arith.remsi") and not (a.uniform and b.uniform):
+        put(tr, op, f"R.{op.name[6:]}({a.code}, {b.code})", [a, b], a.type)  # NumPy takes the scalar as it is
+        return
     through(tr, op, f"R.{op.name[6:]}", [a, b], a.type)
 
 

@@ -50,6 +50,16 @@ class Slots:
         if left:
             self.tr.line(f"{', '.join(left)} = {', '.join(right)}")
 
+    def put_back(self, vals: list[Val], mask: str, chosen: str) -> None:
+        """Set the variables for those programs alone that ran a branch."""
+        for slot, val in zip(self.vals, vals, strict=True):
+            pairs = [(slot.code, self.tr.like(val, slot))]
+            if slot.twin:
+                same = slot.root == val.root
+                pairs.append((slot.twin, (val.twin or val.code) if same else self.tr.absolute(val).code))
+            for name, value in pairs:
+                self.tr.line(f"{name} = R.put_back({value}, {name}, {mask}, {chosen})")
+
 
 def _watch(tr: Translator, numbers: list[int], kinds: list[Type]) -> list[bool]:
     return [
@@ -168,7 +178,7 @@ def _while(tr: Translator, op: Op) -> None:
     for name in [n for v in results.vals for n in (v.code, v.twin) if n]:
         tr.line(f"{name} = None")
     if divergent:
-        tr.line(f"{inner} = R.everyone({act}, {tr.crowd})")
+        tr.line(f"{inner} = R.everyone({act}, {tr.pids})")
         tr.act = inner
     tr.line("while True:")
     tr.depth += 1
@@ -199,7 +209,7 @@ def _if(tr: Translator, op: Op) -> None:
     ends: list[list[Val]] = []
     for region, mine in zip(regions, acts, strict=True):
         with _Trial(tr):
-            tr.act = mine
+            tr.act = mine if cond.uniform or tr.combining else "None"
             ends.append(tr.block(region))
     tr.act = act
     pairs = zip(*ends, strict=True) if op.outs else []
@@ -221,9 +231,48 @@ def _if(tr: Translator, op: Op) -> None:
             tr.line(f"{mine} = R.narrow({act}, {sign}{cond.code})")
             tr.line(f"if {mine}.any():")
             tr.depth += 1
-            tr.act = mine
-            slots.assign(tr.block(region), mine)
+            if tr.combining:
+                tr.act = mine
+                slots.assign(tr.block(region), mine)
+            else:
+                _among(tr, region, mine, slots)
             tr.line("pass")
             tr.depth -= 1
             tr.act = act
     tr.bind(op, *slots.vals)
+
+
+def _among(tr: Translator, region: Block, mine: str, slots: Slots) -> None:
+    """Translate a branch for the programs that take it alone: what they use is gathered, results are put back."""
+    chosen, pids, outer = tr.name("n"), tr.name("p"), tr.pids
+    tr.line(f"{chosen} = rt.enter({mine})")
+    tr.line(f"{pids} = R.pick_all({outer}, {chosen})")
+    env = dict(tr.env)
+    for number in sorted(_captured(region)):
+        val = tr.env.get(number)
+        if val is None or val.uniform or val.const:
+            continue
+        if val.code.startswith(f"{outer}["):
+            tr.env[number] = replace(val, code=val.code.replace(outer, pids, 1))
+            continue
+        name = tr.name()
+        tr.line(f"{name} = R.pick({val.code}, {chosen})")
+        if val.twin:
+            tr.line(f"{name}t = R.pick({val.twin}, {chosen})")
+        tr.env[number] = replace(val, code=name, twin=f"{name}t" if val.twin else None)
+    tr.act, tr.pids = "None", pids
+    slots.put_back(tr.block(region), mine, chosen)
+    tr.line(f"rt.leave({chosen})")
+    tr.pids = outer
+    tr.env = env
+
+
+def _captured(block: Block) -> set[int]:
+    """Values used in a block and its regions; those defined there are among them."""
+    found: set[int] = set()
+    for op in block.ops:
+        found.update(op.ins)
+        for region in op.regions:
+            for inner in region:
+                found |= _captured(inner)
+    return found

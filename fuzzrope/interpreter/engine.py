@@ -6,6 +6,7 @@ Everything before that (binding, specialization, autotuning, heuristics, compile
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import namedtuple
 from collections.abc import Callable
@@ -15,13 +16,17 @@ import numpy as np
 import torch
 import triton
 from triton.compiler.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from fuzzrope.interpreter import formats
 from fuzzrope.interpreter.areas import Area
 from fuzzrope.interpreter.descriptors import Descriptor
 from fuzzrope.interpreter.frontend import Variant
+from fuzzrope.interpreter.ir import Type
 from fuzzrope.interpreter.machine import DeviceAssertError, Machine
+from fuzzrope.interpreter.places import caller
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
+from fuzzrope.interpreter.races import Log
 from fuzzrope.interpreter.translate import UnknownOperationError
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -58,6 +63,7 @@ class Engine:
         self.fresh: Callable[[int], int | None] = lambda address: None
         self.programs: dict[str, Program] = {}
         self._taken: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._stores: dict[int, dict[str, None]] = {}
         self._undo: list[Callable[[], None]] = []
 
     def reset(self) -> None:
@@ -65,6 +71,7 @@ class Engine:
         self.launches.clear()
         self.accesses.clear()
         self._taken.clear()
+        self._stores.clear()
 
     def install(self) -> None:
         """Take the place of Triton's compiler, and note whose address is asked for. See :meth:`uninstall`."""
@@ -76,11 +83,22 @@ class Engine:
                 self._taken[address] = weakref.ref(tensor)
             return address
 
+        original_run = JITFunction.run
+
+        def run(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+            # Binding asks every tensor for its facts; only code of the user's own may see them dressed up.
+            if callable(grid) or function.pre_run_hooks:
+                return original_run(function, *args, grid=grid, warmup=warmup, **kwargs)
+            with torch._C.DisableTorchFunction():
+                return original_run(function, *args, grid=grid, warmup=warmup, **kwargs)
+
+        JITFunction.run = run
         triton.compiler.compile = self.compile
         torch.Tensor.data_ptr = noted  # type: ignore[method-assign, assignment] # it is a plain method
 
         def undo() -> None:
             triton.compiler.compile = original
+            JITFunction.run = original_run
             torch.Tensor.data_ptr = data_ptr  # type: ignore[method-assign] # as above
 
         self._undo.append(undo)
@@ -118,6 +136,17 @@ class Engine:
         area.fresh = self.fresh(area.storage[0])
         return area
 
+    def note_stores(self, log: Log) -> None:
+        """Remember which lines of a launch stored into memory that was poisoned when it was allocated."""
+        for (address, _), writes in log.writes.items():
+            if self.fresh(address) is not None:
+                spots = dict.fromkeys(access.site for access in writes if access.index.size)
+                self._stores.setdefault(address, {}).update(dict.fromkeys(spot.text() for spot in spots))
+
+    def stored_at(self, address: int) -> list[str]:
+        """The kernels' source lines that stored into the fresh storage at an address."""
+        return list(self._stores.get(address, {}))
+
     def record(self, what: str, kernel: str, line: str, message: str, lanes: int) -> None:
         """Note something, once for each kernel and source line."""
         known = self.accesses.get((what, kernel, line))
@@ -126,6 +155,11 @@ class Engine:
         elif len(self.accesses) < 100:
             entry = {"what": what, "kernel": kernel, "line": line, "message": message, "lanes": lanes}
             self.accesses[what, kernel, line] = entry
+
+
+@functools.lru_cache
+def _metadata_type(names: tuple[str, ...]) -> Any:
+    return namedtuple("KernelMetadata", names)
 
 
 def _packed(variant: Variant) -> bytes:
@@ -153,7 +187,7 @@ class Kernel:
         self.variant = variant
         self.program = engine.program(variant)
         fields = {**options, "name": self.name, "target": variant.target, "shared": 0, "hash": variant.key}
-        self.metadata = namedtuple("KernelMetadata", sorted(fields))(**fields)  # as Triton's
+        self.metadata = _metadata_type(tuple(sorted(fields)))(**fields)
         self.packed_metadata = (options.get("num_warps", 4), options.get("num_ctas", 1), 0)
         self.leaves: list[tuple[tuple[int, ...], str, str]] = []
         names = list(src.signature)
@@ -219,8 +253,7 @@ class Kernel:
             engine.launches.append({"kernel": name, "grid": list(grid), "constants": self.constants})
         values, areas = self._arguments(args)
         if any(not 0 <= n <= most for n, most in zip(grid, MAX_GRID, strict=True)):
-            line = f"{name}: grid {grid}"
-            engine.record("launch", name, line, f"grid {grid} is beyond the hardware's {MAX_GRID}", 1)
+            engine.record("launch", name, caller(), f"grid {grid} is beyond the hardware's {MAX_GRID}", 1)
             raise LaunchRefusedError("Triton Error [CUDA]: invalid argument")
         programs = grid[0] * grid[1] * grid[2]
         if programs == 0:
@@ -248,6 +281,7 @@ class Kernel:
             except Exception as error:
                 raise Unsupported(f"the CPU engine failed in {name}: {type(error).__name__}: {error}") from error
         machine.log.report()
+        engine.note_stores(machine.log)
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[list[Any], list[Area]]:
         """The values of the IR's arguments, and the memory among them."""
@@ -259,22 +293,22 @@ class Kernel:
             for index in path[1:]:
                 value = value[index]
             if kind[0] == "*":
-                values.append(self._pointer(name, value))
-                areas.append(values[-1])
-            elif kind.startswith("tensordesc"):
-                area = self._pointer(name, value.base)
+                area = self._pointer(name, value)
+                values.append(area)
                 areas.append(area)
-                desc_kind = kinds[len(values)][1]
-                padding = getattr(value, "padding", "zero")
-                shape, strides = tuple(map(int, value.shape)), tuple(map(int, value.strides))
-                desc = Descriptor(area, desc_kind.to, 0, shape, strides, desc_kind.block, padding == "nan")
-                values.append(desc)
-                while len(values) < len(kinds) and len(values) - values.index(desc) <= 2 * len(shape):
-                    position = len(values) - values.index(desc) - 1
-                    values.append((*shape, *strides)[position])
+            elif kind.startswith("tensordesc"):
+                areas.append(self._pointer(name, value.base))
+                values += self._descriptor(value, areas[-1], kinds[len(values)][1])
             else:
                 values.append(_scalar(value, kinds[len(values)][1].elem))
         return values, areas
+
+    @staticmethod
+    def _descriptor(value: Any, area: Area, kind: Type) -> list[Any]:
+        """A descriptor made on the host: in the IR it is followed by its shape and strides."""
+        shape, strides = tuple(map(int, value.shape)), tuple(map(int, value.strides))
+        nan = getattr(value, "padding", "zero") == "nan"
+        return [Descriptor(area, kind.to, 0, shape, strides, kind.block, nan), *shape, *strides]
 
     def _pointer(self, name: str, value: Any) -> Area:
         tensor = value
@@ -288,6 +322,8 @@ class Kernel:
 
 
 def _scalar(value: Any, elem: str) -> Any:
+    if elem == "i32" and type(value) is int and -(2**31) <= value < 2**31:
+        return value
     if elem == "i1":
         return bool(value)
     if elem[0] == "i":

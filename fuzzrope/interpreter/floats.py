@@ -113,6 +113,9 @@ _EXACT |= {"math.roundeven": "np.rint"}
 @emits(*_EXACT)
 def _exact(tr: Translator, op: Op) -> None:
     (a,) = tr.ins(op)
+    if op.name in ("math.floor", "math.ceil") and a.elem != "f64":
+        through(tr, op, f"R.{op.name[5:]}", [a], a.type)
+        return
     put(tr, op, f"{_EXACT[op.name]}({a.code})", [a], a.type)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import triton
@@ -19,6 +18,16 @@ from triton.compiler.compiler import ASTSource, filter_traceback, make_backend
 from triton.runtime.cache import get_cache_manager
 
 from fuzzrope.interpreter.program import VERSION
+
+_PARSED: dict[str, Any] = {}
+
+
+def _parsed(backend: Any, options: dict[str, Any]) -> Any:
+    """The backend's options; most variants of a process have the same."""
+    key = f"{type(backend).__name__} {backend.target} {options}"
+    if key not in _PARSED:
+        _PARSED[key] = backend.parse_options(dict(options))
+    return _PARSED[key]
 
 
 class Variant:
@@ -32,7 +41,7 @@ class Variant:
         src.attrs = {}
         self.src, self.target = src, target
         self.backend = make_backend(target)
-        self.options = self.backend.parse_options(dict(options))
+        self.options = _parsed(self.backend, options)
         code = getattr(src.fn.fn, "__code__", None)
         parts: tuple[Any, ...] = ("fuzzrope", VERSION, triton.__version__, src.hash(), self.options.hash())
         parts += (getattr(code, "co_filename", ""),)
@@ -55,7 +64,8 @@ class Variant:
             manager = get_cache_manager(self.key)
             path = manager.get_file(name)
             if path is not None and not os.environ.get("TRITON_ALWAYS_COMPILE"):
-                return Path(path).read_bytes()
+                with open(path, "rb") as file:
+                    return file.read()
         made = make()
         if manager is not None:
             with contextlib.suppress(OSError):

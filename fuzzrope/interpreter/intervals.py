@@ -6,118 +6,91 @@ computes every address twice (:mod:`fuzzrope.interpreter.twins`) and judges the 
 
 from __future__ import annotations
 
-from typing import Any
-
 from fuzzrope.interpreter.dataflow import Flow, set_of_ops
 from fuzzrope.interpreter.ir import Module, Op
 
-Range = tuple[int, int]
-Step = tuple[str, int, tuple[int, ...], Any]
 _PASS = {
     *("tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "tt.unsplat"),
     *("arith.extsi", "arith.index_cast"),
 }
+#: The bounds (l, h) of a result from those of its operands: a..b and c..d.
+_RULES = {
+    "arith.addi": "l = a + c; h = b + d",
+    "arith.subi": "l = a - d; h = b - c",
+    "arith.muli": "l, h = (a * c, b * d) if a >= 0 and c >= 0 else _corners(a, b, c, d)",
+    "arith.shli": "l, h = (min(a, a << d), max(b, b << d)) if 0 <= c and d < 64 else _ALL",
+    "arith.extui": "l, h = (a, b) if a >= 0 else (0, 2**32 - 1)",
+    "arith.trunci": "l = a; h = b",
+    "arith.divsi": "l, h = (a // d if a >= 0 else a, b // c if b >= 0 else 0) if c > 0 else _ALL",
+    "arith.remsi": "l, h = (0 if a >= 0 else 1 - d, d - 1) if c > 0 else _ALL",
+    "arith.minsi": "l = min(a, c); h = min(b, d)",
+    "arith.maxsi": "l = max(a, c); h = max(b, d)",
+}
+_INT32 = (-(2**31), 2**31 - 1)
+_ALL = (-(2**63), 2**63 - 1)
 
 
-class Intervals:
-    """The address arithmetic of one kernel, ready to be evaluated for a launch."""
-
-    def __init__(self, steps: list[Step], args: dict[int, int]) -> None:
-        self.steps, self.args = steps, args
-
-    @classmethod
-    def of(cls, module: Module, flow: Flow) -> Intervals:
-        """The steps that the address arithmetic of a module takes."""
-        made = cls([], dict(enumerate(module.entry.ids)))
-        relevant = _closure(module, flow)
-        for op in set_of_ops(module):
-            if op.name == "scf.for":
-                induction = op.regions[0][0].ids[0]
-                if induction in relevant:
-                    made.steps.append(("for", induction, (op.ins[0], op.ins[1]), None))
-            for out in op.outs:
-                if out in relevant:
-                    made._step(op, out)
-        return made
-
-    def _step(self, op: Op, out: int) -> None:
-        kind = op.name
-        extra: Any = None
-        width = 32 if "i32" in _last_type(op) else 64
-        if kind == "arith.constant":
-            text = op.head.strip().removeprefix("dense<").removesuffix(">")
-            if text in ("true", "false") or not text.lstrip("-").isdigit():
-                return
-            extra = int(text)
-        elif kind == "tt.make_range":
-            extra = (int(op.attrs["start"]), int(op.attrs["end"]) - 1)
-        elif kind in ("tt.get_program_id", "tt.get_num_programs"):
-            extra = "xyz".index(op.head.strip())
-        elif kind in _PASS:
-            kind = "pass"
-        elif not kind.startswith("arith."):
-            return
-        self.steps.append((kind, out, tuple(op.ins), (extra, width)))
-
-    def fit(self, args: list[Any], grid: tuple[int, int, int]) -> bool:
-        """Whether no 32-bit sum or product in an address can leave its range in this launch."""
-        ranges: dict[int, Range] = {
-            number: (args[i], args[i]) for i, number in self.args.items() if type(args[i]) is int
-        }
-        for kind, out, ins, data in self.steps:
-            if kind == "for":
-                low, high = ranges.get(ins[0], _FULL), ranges.get(ins[1], _FULL)
-                ranges[out] = (low[0], max(high[1] - 1, low[0]))
-                continue
-            extra, width = data
-            if kind == "arith.constant":
-                ranges[out] = (extra, extra)
-            elif kind == "tt.make_range":
-                ranges[out] = extra
-            elif kind == "tt.get_program_id":
-                ranges[out] = (0, grid[extra] - 1)
-            elif kind == "tt.get_num_programs":
-                ranges[out] = (grid[extra], grid[extra])
-            else:
-                operands = [ranges.get(number, _FULL) for number in ins]
-                found = operands[0] if kind == "pass" else _combine(kind, operands)
-                if found is None:
-                    continue
-                if width == 32 and (found[0] < -(2**31) or found[1] >= 2**31):
-                    return False
-                ranges[out] = found
-        return True
+def corners(a: int, b: int, c: int, d: int) -> tuple[int, int]:
+    """Bounds of a product."""
+    products = (a * c, a * d, b * c, b * d)
+    return min(products), max(products)
 
 
-_FULL: Range = (-(2**31), 2**31 - 1)
+NAMESPACE = {"_corners": corners, "_ALL": _ALL}
 
 
-def _combine(kind: str, x: list[Range]) -> Range | None:
-    (a, b), (c, d) = x[0], x[1] if len(x) > 1 else (0, 0)
-    if kind == "arith.addi":
-        return a + c, b + d
-    if kind == "arith.subi":
-        return a - d, b - c
-    if kind == "arith.muli":
-        corners = (a * c, a * d, b * c, b * d)
-        return min(corners), max(corners)
-    if kind == "arith.shli":
-        return (min(a, a << d), max(b, b << d)) if 0 <= c and d < 64 else (-(2**63), 2**63)
-    if kind == "arith.extui":
-        return (a, b) if a >= 0 else None
-    if kind == "arith.trunci":
-        return a, b
-    if kind == "arith.divsi":
-        return (min(a, a // c if a < 0 else 0), max(b // c, 0)) if c > 0 else None
-    if kind == "arith.remsi":
-        return (0 if a >= 0 else 1 - d, d - 1) if c > 0 else None
-    if kind == "arith.minsi":
-        return min(a, c), min(b, d)
-    if kind == "arith.maxsi":
-        return max(a, c), max(b, d)
-    if kind == "arith.select":
-        return min(c, x[2][0]), max(d, x[2][1])
-    return None
+def source(module: Module, flow: Flow) -> str:
+    """Python source of ``fit(args, grid)``: whether no 32-bit sum or product in an address can leave its range."""
+    relevant = _closure(module, flow)
+    lines = ["def fit(args, grid):"]
+    known: set[int] = set()
+
+    def bounds(number: int) -> tuple[str, str]:
+        if number in known:
+            return f"l{number}", f"h{number}"
+        return str(_INT32[0]), str(_INT32[1])
+
+    for position, (number, (_, kind)) in enumerate(zip(module.entry.ids, module.entry.args, strict=True)):
+        if number in relevant and kind.elem in ("i8", "i16", "i32", "i64"):
+            lines.append(f"    l{number} = h{number} = args[{position}]")
+            known.add(number)
+    for op in set_of_ops(module):
+        if op.name == "scf.for":
+            induction = op.regions[0][0].ids[0]
+            if induction in relevant:
+                (low, _), (_, high) = bounds(op.ins[0]), bounds(op.ins[1])
+                lines.append(f"    l{induction} = {low}; h{induction} = max({high} - 1, {low})")
+                known.add(induction)
+        for out in op.outs:
+            if out in relevant and (code := _rule(op, [bounds(number) for number in op.ins])):
+                lines.append(f"    {code}; l{out} = l; h{out} = h")
+                known.add(out)
+                if _may_wrap(op):
+                    lines.append("    if l < -2147483648 or h > 2147483647: return False")
+    return "\n".join([*lines, "    return True"])
+
+
+def _rule(op: Op, operands: list[tuple[str, str]]) -> str:
+    """Code that sets l and h, or nothing for what is not followed: a result may then be any 32-bit number."""
+    if op.name == "arith.constant":
+        text = op.head.strip().removeprefix("dense<").removesuffix(">")
+        return f"l = h = {int(text)}" if text.lstrip("-").isdigit() else ""
+    if op.name == "tt.make_range":
+        return f"l = {int(op.attrs['start'])}; h = {int(op.attrs['end']) - 1}"
+    if op.name == "tt.get_program_id":
+        return f"l = 0; h = grid[{'xyz'.index(op.head.strip())}] - 1"
+    if op.name == "tt.get_num_programs":
+        return f"l = h = grid[{'xyz'.index(op.head.strip())}]"
+    if op.name in _PASS:
+        return f"l = {operands[0][0]}; h = {operands[0][1]}"
+    if op.name == "arith.select":
+        (c, d), (e, f) = operands[1:]
+        return f"l = min({c}, {e}); h = max({d}, {f})"
+    rule = _RULES.get(op.name)
+    if rule is None:
+        return ""
+    names = [name for pair in operands for name in pair]
+    return f"{', '.join('abcd'[: len(names)])} = {', '.join(names)}; {rule}"
 
 
 def _last_type(op: Op) -> str:
@@ -127,17 +100,22 @@ def _last_type(op: Op) -> str:
     return text
 
 
+def _may_wrap(op: Op | None) -> bool:
+    names = ("arith.addi", "arith.subi", "arith.muli", "arith.shli", "arith.trunci")
+    return op is not None and op.name in names and "i32" in _last_type(op)
+
+
 def _closure(module: Module, flow: Flow) -> set[int]:
-    """Values in addresses, and what their ranges follow from."""
-    relevant = set(flow.addresses)
+    """Values in addresses that may wrap, and what their ranges follow from."""
+    relevant = {number for number in flow.addresses if _may_wrap(flow.made_by.get(number))}
     pending = list(relevant)
-    bounds = {op.regions[0][0].ids[0]: op.ins[:2] for op in set_of_ops(module) if op.name == "scf.for"}
+    loops = {op.regions[0][0].ids[0]: op.ins[:2] for op in set_of_ops(module) if op.name == "scf.for"}
     while pending:
         number = pending.pop()
         maker = flow.made_by.get(number)
         sources = list(maker.ins) if maker is not None and not maker.regions else []
-        for source in [*sources, *bounds.get(number, [])]:
-            if source not in relevant:
-                relevant.add(source)
-                pending.append(source)
+        for origin in [*sources, *loops.get(number, [])]:
+            if origin not in relevant:
+                relevant.add(origin)
+                pending.append(origin)
     return relevant

@@ -24,6 +24,14 @@ from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, STORED, carried, is_
 
 Array = np.ndarray
 _U64 = np.dtype(np.uint64)
+_highest = np.maximum.reduce
+
+
+def _widened(off: Array, shape: tuple[int, ...]) -> Array:
+    """Offsets spread over the lanes of a mask that varies along more dimensions."""
+    if all(n <= m or n == 1 for n, m in zip(shape, off.shape, strict=True)):
+        return off
+    return np.broadcast_to(off, np.broadcast_shapes(off.shape, shape))
 
 
 class DeviceAssertError(RuntimeError):
@@ -65,6 +73,8 @@ class Machine(Atomics, Descriptors, Strays):
         self.grid, self.sites, self.report = grid, sites, report
         self.first, self.count = 0, 1
         self.ordered = False
+        self.lanes: Array | None = None
+        self._masks: dict[int, tuple[Array, bool]] = {}
         self.areas: list[Area] = []
         self.reachable: Callable[[], list[Area]] = list
         self.log = Log(self)
@@ -73,7 +83,7 @@ class Machine(Atomics, Descriptors, Strays):
 
     def program(self, lane: int) -> str:
         """A program of the chunk by its position in it."""
-        number = self.first + lane
+        number = self.first + (lane if self.lanes is None else int(self.lanes[lane]))
         x, y = self.grid[0], self.grid[1]
         return f"program ({number % x}, {number // x % y}, {number // (x * y)})"
 
@@ -81,14 +91,37 @@ class Machine(Atomics, Descriptors, Strays):
         position = tuple(int(n) for n in np.unravel_index(int(where.argmax()), where.shape))
         return position, self.program(position[0] if where.shape[0] > 1 else 0)
 
+    def enter(self, mask: Array) -> tuple[Any, Any, Array] | None:
+        """Go on with these programs of the chunk alone, until :meth:`leave`; None if they are all."""
+        if mask.all():
+            return None
+        chosen = np.flatnonzero(mask)
+        outer = (self.lanes, self.count)
+        self.lanes = chosen if self.lanes is None else self.lanes[chosen]
+        self.count = len(chosen)
+        return (*outer, chosen)
+
+    def leave(self, chosen: tuple[Any, Any, Array] | None) -> None:
+        """The other programs again."""
+        if chosen is not None:
+            self.lanes, self.count = chosen[:2]
+
     def address(self, area: Area, offset: Any, width: int) -> Any:
         """The byte address of an element offset."""
         return area.address + offset * width
 
     # -- masks ----------------------------------------------------------------------------------------
 
-    @staticmethod
-    def mask(mask: Any, act: Array | None, rank: int) -> Array | None:
+    def _known(self, mask: Array) -> Array | None:
+        """None for a mask that holds everywhere; looked at once, as most masks guard several accesses."""
+        known = self._masks.get(id(mask))
+        if known is None:
+            if len(self._masks) > 16:
+                self._masks.clear()
+            known = self._masks[id(mask)] = (mask, bool(mask.all()))  # holding it keeps its id its own
+        return None if known[1] else mask
+
+    def mask(self, mask: Any, act: Array | None, rank: int) -> Array | None:
         """A lane mask and the activity of programs as one array; None stands for all lanes."""
         if mask is True:
             mask = None
@@ -97,7 +130,7 @@ class Machine(Atomics, Descriptors, Strays):
         elif mask is np.True_:
             mask = None
         if act is None:
-            return mask
+            return None if mask is None else self._known(mask)
         wide = act.reshape(-1, *(1,) * (rank - 1)) if rank > 1 else act
         return wide if mask is None else mask & wide
 
@@ -115,15 +148,17 @@ class Machine(Atomics, Descriptors, Strays):
         self, site: Any, area: Any, elem: str, off: Any, mask: Any, act: Any, other: Any, exact: Any = None
     ) -> Array:
         """The elements at offsets (programs, lanes) of an argument, as carried values."""
-        rank = max(np.ndim(off), np.ndim(mask), 1)
-        m = self.mask(mask, act, rank)
-        off = self._offsets(off, m, mask)
+        m = self.mask(mask, act, max(getattr(off, "ndim", 1), getattr(mask, "ndim", 1)))
+        if type(off) is not np.ndarray:
+            off = self._offsets(off, m, mask)
+        if m is None and type(mask) is np.ndarray and mask.shape != off.shape:
+            off = _widened(off, mask.shape)
         if area is self.anywhere:
             values = self._load_anywhere(site, elem, off, m)
         else:
             lens = area.lenses.get(elem) or area.lens(elem)
             index = off if m is None else off * m
-            if int(index.view(_U64).max()) < lens.n and (not lens.gapped or lens.covers(index).all()):
+            if _highest(index.view(_U64), None) < lens.n and (not lens.gapped or lens.covers(index).all()):
                 values = lens.flat.take(index)
             else:
                 values = self._load_wild(site, area, lens, off, m)
@@ -217,9 +252,9 @@ class Machine(Atomics, Descriptors, Strays):
         self, site: Any, area: Any, elem: str, off: Any, value: Any, mask: Any, act: Any, exact: Any = None
     ) -> None:
         """Write carried values to offsets (programs, lanes) of an argument; the last lane wins."""
-        rank = max(np.ndim(off), np.ndim(mask), np.ndim(value), 1)
-        m = self.mask(mask, act, rank)
-        off = self._offsets(off, m, value)
+        m = self.mask(mask, act, max(getattr(x, "ndim", 1) for x in (off, mask, value)))
+        if type(off) is not np.ndarray:
+            off = self._offsets(off, m, value)
         raw = self.encoded(value, elem)
         if area is self.anywhere:
             self._store_anywhere(site, elem, off, raw, m)
@@ -228,7 +263,7 @@ class Machine(Atomics, Descriptors, Strays):
         index = off if m is None else off * m
         if exact is not None:
             self._overflow(site, area, off, exact, m)
-        if not (int(index.view(_U64).max()) < lens.n and (not lens.gapped or lens.covers(index).all())):
+        if not (_highest(index.view(_U64), None) < lens.n and (not lens.gapped or lens.covers(index).all())):
             good, bad = self._judge(site, area, lens, off, m)
             within, flat, base = self._storage(area, lens, off)
             within = within & bad
@@ -243,8 +278,6 @@ class Machine(Atomics, Descriptors, Strays):
 
     def write(self, site: Any, area: Area, lens: Lens, index: Array, raw: Array, m: Array | None) -> None:
         """Write raw elements to offsets that are known to be in bounds where the mask holds."""
-        if m is not None and m.all():
-            m = None
         shape = index.shape
         if raw.shape != shape:
             if raw.size == 1:

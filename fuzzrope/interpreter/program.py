@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from fuzzrope.interpreter import runtime, tensors
+from fuzzrope.interpreter import intervals, runtime, tensors
 from fuzzrope.interpreter.dataflow import resolve
 from fuzzrope.interpreter.dialects import translate
-from fuzzrope.interpreter.intervals import Intervals
-from fuzzrope.interpreter.ir import Module, Type, read
+from fuzzrope.interpreter.ir import Type, read
 from fuzzrope.interpreter.places import frame_of, show
 
-VERSION = "7"  # of everything that is cached: raise it when translation changes
+VERSION = "9"  # of everything that is cached: raise it when translation changes
 CACHED_ELEMENTS = 2**17  # of one value in one chunk: what the second-level cache of a core likes
 
 
@@ -61,12 +60,14 @@ class Program:
         self.bytes_a_program, self.elements = fields["bytes"], fields["elements"]
         self.ordered = fields["ordered"]
         self.stores, self.loads = set(fields["stores"]), set(fields["loads"])
-        self.intervals = Intervals(*fields["intervals"])
+        scope: dict[str, Any] = dict(intervals.NAMESPACE)
+        exec(fields["fit"], scope)
+        self._fit: Callable[[list[Any], tuple[int, int, int]], bool] = scope["fit"]
         self._checked: tuple[Run, list[Spot]] | None = None
 
     def variant(self, args: list[Any], grid: tuple[int, int, int]) -> tuple[Run, list[Spot]]:
         """The program for a launch with these arguments, and its sites: one that watches where it must."""
-        if self.intervals.fit(args, grid):
+        if self._fit(args, grid):
             return self.function, self.sites
         if self._checked is None:
             self._checked = _load(_unpack(pack(self._text(), checked=True)))
@@ -98,7 +99,7 @@ def pack(text: str, checked: bool = False) -> bytes:
             "ordered": generated.ordered,
             "stores": tuple(generated.stores),
             "loads": tuple(generated.loads),
-            "intervals": _intervals(module),
+            "fit": compile(intervals.source(module, resolve(module)), "<generated>", "exec"),
         }
     )
     return hashlib.sha256(body).digest() + body
@@ -112,11 +113,6 @@ def is_intact(stored: bytes) -> bool:
 def _unpack(stored: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = marshal.loads(stored[32:])  # checked, and from the user's own cache
     return fields
-
-
-def _intervals(module: Module) -> tuple[Any, ...]:
-    made = Intervals.of(module, resolve(module))
-    return made.steps, made.args
 
 
 def _load(fields: dict[str, Any]) -> tuple[Run, list[Spot]]:

@@ -28,7 +28,7 @@ class Access:
     index: Array
     raw: Array | None
     chosen: Array | None
-    first: int
+    first: Any  # number of the first program, or the number of each
     count: int
     clock: dict[int, int]
     time: int
@@ -47,7 +47,9 @@ class Access:
                 flat = np.tile(flat, self.count)
                 chosen = np.broadcast_to(chosen, (self.count, *chosen.shape[1:]))
             programs = np.nonzero(chosen)[0]
-        return self.area.address + flat * self.width, programs.reshape(-1) + self.first
+        programs = programs.reshape(-1)
+        who = self.first[programs] if isinstance(self.first, np.ndarray) else programs + self.first
+        return self.area.address + flat * self.width, who
 
     def bits(self, lanes: int) -> Array:
         """The raw elements written, as unsigned integers (lanes,)."""
@@ -74,7 +76,7 @@ class Log:
         """Remember a store."""
         machine = self.machine
         self.time += 1
-        access = Access(site, area, lens.width, index, raw, chosen, machine.first, machine.count, self.clock, self.time)
+        access = Access(site, area, lens.width, index, raw, chosen, self._who(), machine.count, self.clock, self.time)
         self.writes.setdefault(area.storage, []).append(access)
 
     def read(self, site: Any, area: Area, elem: str, index: Array, m: Array | None) -> None:
@@ -87,8 +89,12 @@ class Log:
             chosen = np.broadcast_to(m, shape)
             index = np.broadcast_to(index, shape)[chosen]
         width = area.lens(elem).width
-        access = Access(site, area, width, index, None, chosen, machine.first, machine.count, self.clock, self.time)
+        access = Access(site, area, width, index, None, chosen, self._who(), machine.count, self.clock, self.time)
         self.reads.setdefault(area.storage, []).append(access)
+
+    def _who(self) -> Any:
+        machine = self.machine
+        return machine.first if machine.lanes is None else machine.first + machine.lanes
 
     def synchronize(self, addresses: Array) -> None:
         """An atomic operation of the one program of an ordered launch: it acquires, then releases."""
@@ -118,26 +124,32 @@ class Log:
         """Whether, quickly seen, no address was accessed twice: every one written once, none of them read."""
         if len(writes) > 256:
             return False
-        area, width = writes[0].area, writes[0].width
+        width, base = writes[0].width, min(access.area.address for access in writes)
+        places: list[Array] = []
         total = top = 0
         for access in writes:
-            if access.area is not area or access.width != width:
+            lanes = access.index if access.chosen is None else access.chosen
+            if access.width != width or lanes.shape[0] == 1 < access.count:
                 return False
-            if access.index.shape[0] == 1 < access.count and access.chosen is None:
+            place = _from(base, access)
+            if place is None:
                 return False
-            if access.chosen is not None and access.chosen.shape[0] == 1 < access.count:
-                return False
-            total += access.index.size
-            if access.index.size:
-                top = max(top, int(access.index.max()))
-        if top > 64 * total + 65536 or any(a.area is not area or a.width != width for a in reads):
+            if place.size:
+                places.append(place)
+                total += place.size
+                top = max(top, int(place.max()))
+        if top > 64 * total + 65536:
             return False
         table = np.zeros(top + 1, dtype=bool)
-        for access in writes:
-            table[access.index] = True
+        for place in places:
+            table[place] = True
         if np.count_nonzero(table) != total:
             return False
-        return not any(table.take(a.index, mode="clip").any() for a in reads)
+        for access in reads:
+            place = _from(base, access) if access.width == width else None
+            if place is None or table.take(place, mode="clip").any():
+                return False
+        return True
 
     def _examine(self, writes: list[Access], reads: list[Access]) -> None:
         """Compare neighbours among all accesses sorted by address and time; report each pair of sites once."""
@@ -210,6 +222,14 @@ class Log:
         if one.site.number != other.site.number:
             message += f" at {one.site.text()}"
         machine.report("race", other.site, message, lanes)
+
+
+def _from(base: int, access: Access) -> Array | None:
+    """Element offsets from an address, None if they are not whole."""
+    shift, rest = divmod(access.area.address - base, access.width)
+    if rest:
+        return None
+    return access.index + shift if shift else access.index
 
 
 def _ordered(one: Access, first: int, other: Access, second: int) -> bool:

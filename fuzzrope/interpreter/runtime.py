@@ -50,9 +50,9 @@ def narrow(act: Array | None, cond: Array) -> Array:
     return cond if act is None else act & cond
 
 
-def everyone(act: Array | None, crowd: Array) -> Array:
+def everyone(act: Array | None, pids: Any) -> Array:
     """Activity as an array."""
-    return np.ones(crowd.shape, dtype=bool) if act is None else act
+    return np.ones(len(pids[0]), dtype=bool) if act is None else act
 
 
 def alive(act: Any) -> bool:
@@ -98,6 +98,32 @@ def merge(act: Any, new: Any, old: Any) -> Any:
     return made if dtype is None or made.dtype == dtype else made.astype(dtype)
 
 
+Chosen = tuple[Any, Any, Array] | None  # what Machine.enter gives: None when everyone takes the branch
+
+
+def pick(value: Array, chosen: Chosen) -> Array:
+    """The rows of those programs that take a branch."""
+    return value if chosen is None or len(value) == 1 else value[chosen[2]]
+
+
+def pick_all(values: tuple[Array, ...], chosen: Chosen) -> tuple[Array, ...]:
+    """Program numbers of those that take a branch."""
+    return values if chosen is None else tuple(value[chosen[2]] for value in values)
+
+
+def put_back(value: Array, old: Any, mask: Array, chosen: Chosen) -> Array:
+    """Results of the programs that took a branch among those of the others."""
+    if chosen is None:
+        return value
+    shape = (len(mask), *value.shape[1:])
+    if old is None:
+        made = np.zeros(shape, dtype=value.dtype)
+    else:
+        made = np.array(np.broadcast_to(old, np.broadcast_shapes(shape, old.shape)), dtype=value.dtype)
+    made[chosen[2]] = value
+    return made
+
+
 def spread(value: Array, shape: tuple[int, ...]) -> Array:
     """A view with these dimensions after the programs' axis, repeated where it had extent 1."""
     return np.broadcast_to(value, (value.shape[0], *np.maximum(value.shape[1:], shape)))
@@ -116,9 +142,12 @@ def _signed(value: Array) -> Array:
 
 def divsi(a: Array, b: Array) -> Array:
     """Quotient towards zero; by zero it is 0 (undefined in LLVM)."""
-    floor = np.floor_divide(a, b)
-    inexact = (floor * b != a) & ((a < 0) != (b < 0)) & (b != 0)
-    return floor + inexact.astype(floor.dtype) if inexact.any() else floor
+    floored = np.floor_divide(a, b)
+    opposite = (a < 0) != (b < 0)
+    if not np.any(opposite):
+        return floored
+    inexact = opposite & (floored * b != a) & (b != 0)
+    return floored + inexact.astype(floored.dtype)
 
 
 def remsi(a: Array, b: Array) -> Array:
@@ -258,6 +287,22 @@ def cmpf(a: Array, b: Array, predicate: str) -> Array:
     if predicate in ("true", "false"):
         return np.full(np.broadcast(a, b).shape, predicate == "true")
     return compare[predicate[1:]](a, b) | either_nan
+
+
+def _flushed(value: Array) -> Array:
+    """Subnormals of float32 as zeros of their sign."""
+    small = np.abs(value) < np.float32(2.0**-126)
+    return np.where(small, np.copysign(np.float32(0), value), value) if small.any() else value
+
+
+def floor(value: Array) -> Array:
+    """The next integer below a float32; Triton uses ``cvt.rmi.ftz``, for which a subnormal is zero."""
+    return np.floor(_flushed(value))
+
+
+def ceil(value: Array) -> Array:
+    """The next integer above a float32; Triton uses ``cvt.rpi.ftz``, for which a subnormal is zero."""
+    return np.ceil(_flushed(value))
 
 
 def minimumf(a: Array, b: Array) -> Array:

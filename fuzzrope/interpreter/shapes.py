@@ -20,14 +20,14 @@ from fuzzrope.interpreter.values import Val
 
 @emits("tt.get_program_id", "tt.get_num_programs")
 def _program(tr: Translator, op: Op) -> None:
-    if tr.crowd != "pids[0]":
-        raise unknown(op, tr.module)  # inside a function of elements
+    if tr.combining:
+        raise unknown(op, tr.module)  # inside a function of elements, which have no number
     axis = "xyz".index(op.head.strip())
     kind = Type("i32")
     if op.name == "tt.get_num_programs":
         tr.bind(op, tr.let(f"rt.grid[{axis}]", kind, True))
     else:
-        tr.bind(op, Val(f"pids[{axis}]", kind, False))
+        tr.bind(op, Val(f"{tr.pids}[{axis}]", kind, False))
 
 
 @emits("tt.make_range")
@@ -206,18 +206,18 @@ def _combine(tr: Translator, op: Op) -> str:
     arguments = [tr.name("a") for _ in block.args]
     tr.line(f"def {name}({', '.join(arguments)}):")
     tr.depth += 1
-    outside = tr.act, tr.crowd
+    outside = tr.act, tr.pids, tr.combining
     tr.act = "None"  # whose result is not wanted is combined as well
     straight = len(blocks) == 1 and not any(one.regions or one.name == "tt.call" for one in block.ops)
     if not straight:  # elements that take different ways are masked like programs
         tr.line(f"{form}, {', '.join(arguments)} = T.lanes({', '.join(arguments)})")
-    tr.crowd = arguments[0]
+    tr.pids, tr.combining = f"({arguments[0]},)", True
     values = [Val(code, kind, False) for (_, kind), code in zip(block.args, arguments, strict=True)]
     ends = function(tr, Func(name, False, block.args, blocks, ids=block.ids), values)
     made = ", ".join(tr.array(val) for val in ends)
     tr.line(f"return ({made},)" if straight else f"return T.shaped({form}, {made})")
     tr.depth -= 1
-    tr.act, tr.crowd = outside
+    tr.act, tr.pids, tr.combining = outside
     return name
 
 

@@ -89,7 +89,8 @@ class Translator:
         self.depth = 2
         self.counter = 0
         self.act = "None"
-        self.crowd = "pids[0]"  # an array with an element for each of those that run in lockstep
+        self.pids = "pids"
+        self.combining = False
         self.sites: list[Site] = []
         self.stores: set[str | None] = set()
         self.loads: set[str | None] = set()

@@ -90,8 +90,13 @@ def _error(numbers: np.ndarray, exact: Exact) -> np.ndarray:
     return np.abs((scaled - exact.high) - exact.low)
 
 
-def compare(output: str, got: torch.Tensor, reference: torch.Tensor, envelope: Envelope) -> Comparison:
-    """Hold an output against its envelope; ``reference`` only serves the statistics."""
+def compare(
+    output: str, got: torch.Tensor, reference: torch.Tensor, envelope: Envelope, origin: str = ""
+) -> Comparison:
+    """Hold an output against its envelope; ``reference`` only serves the statistics.
+
+    ``origin`` says where the output's memory came from, for when nothing was written to it.
+    """
     result = Comparison()
     shape = tuple(got.shape)
     if got.numel() == 0:
@@ -111,6 +116,7 @@ def compare(output: str, got: torch.Tensor, reference: torch.Tensor, envelope: E
     if fresh.any():
         where = _place(shape, int(np.argmax(fresh)))
         message = f"{int(fresh.sum())} of {got.numel()} elements were never written, the first at {output}{where}"
+        message += f"; {origin}" if origin else ""
         result.findings.append(finding("uninitialized", message, output=output, magnitude=float(fresh.sum())))
     if special.any():
         at = int(np.argmax(special))

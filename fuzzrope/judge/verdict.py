@@ -135,7 +135,7 @@ def _judge_outputs(
         if name in operation.views:
             found += compare_exact(name, got, reference, "it is passed through")
             continue
-        comparison = compare(name, got, reference, operation.envelope(name, inputs.tensors))
+        comparison = compare(name, got, reference, operation.envelope(name, inputs.tensors), output.origin)
         comparison.errors.worst_case = case.id
         verdict.errors.setdefault(output.dtype, Errors()).add(comparison.errors)
         found += comparison.findings

@@ -156,7 +156,7 @@ class _Runner:
 
     def _output(self, item: Any, known: dict[str, tuple[torch.Tensor, Home]], blobs: list[bytes]) -> dict[str, Any]:
         form: dict[str, Any] = {"type": type(item).__name__, "dtype": "", "device": "", "shape": [], "strides": []}
-        form |= {"shares": [], "has_data": False}
+        form |= {"shares": [], "has_data": False, "origin": ""}
         if type(item) is not torch.Tensor:
             return form
         if item.layout is not torch.strided:
@@ -168,6 +168,7 @@ class _Runner:
             "device": device.type,
             "shape": list(item.shape),
             "strides": list(item.stride()),
+            "origin": self._origin(item),
             "shares": [
                 [name, item.data_ptr() - t.data_ptr()]
                 for name, (t, there) in known.items()
@@ -179,6 +180,14 @@ class _Runner:
             blobs.append(dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b"")
             form["has_data"] = True
         return form
+
+    def _origin(self, tensor: torch.Tensor) -> str:
+        """Where the target allocated a tensor's memory, and which lines of its kernels stored into it."""
+        if self.engine is None or self.facade is None:
+            return ""
+        address = tensor.untyped_storage().data_ptr()
+        where = [("allocated", [self.facade.origin_of(address)]), ("stored to", self.engine.stored_at(address)[:8])]
+        return "; ".join(f"{what} at {', '.join(lines)}" for what, lines in where if any(lines))
 
 
 def _unsupported(detail: str) -> dict[str, Any]:

@@ -30,6 +30,9 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Forget the last case."""
 
+    def stored_at(self, address: int) -> list[str]:
+        """The kernels' source lines that stored into the fresh storage at an address, as far as it knows."""
+
 
 def make_engine(name: str, memory: int) -> Engine:
     """The engine of a name; ``memory`` caps (in bytes) the values of programs that run at once."""

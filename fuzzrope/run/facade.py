@@ -10,10 +10,6 @@ Fresh memory (``torch.empty`` and its family) comes poisoned and between guard b
 
 from __future__ import annotations
 
-import linecache
-import os
-import sys
-import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,11 +17,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from fuzzrope.build import FRESH, Memory
+from fuzzrope.interpreter.places import caller
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 DEFAULT_DEVICE = [CPU]  # what torch.set_default_device was told
-_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.abspath(__file__)))
 POISON_UP_TO = 2**28  # bytes; larger allocations stay as the system gives them
 
 _PLAIN = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.arange}
@@ -58,17 +54,6 @@ def tensors_in(value: Any) -> Iterable[torch.Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
-
-
-def _caller() -> str:
-    """``file:line: text`` of the innermost frame that is neither PyTorch's nor ours."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame = frame.f_back
-    if frame is None:
-        return ""
-    name, line = frame.f_code.co_filename, frame.f_lineno
-    return f"{os.path.basename(name)}:{line}: {linecache.getline(name, line).strip()}"
 
 
 def _mixes(tensors: list[torch.Tensor], hosts: list[bool]) -> bool:
@@ -172,7 +157,7 @@ class CudaFacade(TorchFunctionMode):
         self.fresh.append(memory)
         flat = memory.tensor(blank.dtype)
         self._patterns[flat.data_ptr()] = FRESH[width]
-        self._origins[flat.data_ptr()] = _caller()
+        self._origins[flat.data_ptr()] = caller()
         return torch.as_strided(flat, blank.shape, blank.stride())
 
     def move(self, tensor: torch.Tensor, host: bool, **kwargs: Any) -> torch.Tensor:

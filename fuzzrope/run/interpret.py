@@ -13,10 +13,6 @@ pointer costs a finding and not the process.
 from __future__ import annotations
 
 import inspect
-import linecache
-import os
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +22,9 @@ import triton
 from triton.runtime import interpreter
 
 from fuzzrope.interpreter.engine import MAX_GRID, LaunchRefusedError, Unsupported
+from fuzzrope.interpreter.places import caller
 
 MAX_PROGRAMS = 4096
-_SKIP = (os.path.dirname(triton.__file__), os.path.abspath(__file__))
 
 
 class View:
@@ -86,6 +82,10 @@ class Engine:
         """Forget the last case."""
         self.launches.clear()
         self.accesses.clear()
+
+    def stored_at(self, address: int) -> list[str]:
+        """It does not remember which lines stored where."""
+        return []
 
     def install(self) -> None:
         """Take the place of Triton's executor and watch its memory operations. For a child process."""
@@ -227,7 +227,7 @@ class Engine:
         return interpreter.TensorHandle(kept, mask.dtype) if handle else kept
 
     def _record(self, what: str, message: str, lanes: int, kernel: str) -> None:
-        line = _source_line()
+        line = caller()
         known = self.accesses.get((what, kernel, line))
         if known is not None:
             known["lanes"] += lanes
@@ -239,15 +239,3 @@ class Engine:
                 "message": message,
                 "lanes": lanes,
             }
-
-
-def _source_line() -> str:
-    """``file:line: text`` of the innermost frame that is neither Triton's nor ours."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_SKIP) and not name.startswith("<"):
-            text = linecache.getline(name, frame.f_lineno).strip()
-            return f"{os.path.basename(name)}:{frame.f_lineno}: {text}"
-        frame = frame.f_back
-    return "?"

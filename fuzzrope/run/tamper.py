@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import operator
 import os
 import random
 import sys
@@ -70,36 +71,61 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _namespace(owner: Any) -> dict[str, Any]:
-    """Names of a module, or of a class with all it inherits, so that an override shows too."""
+class _Names:
+    """The callables of one module or class as they were, and whether they still are."""
+
+    def __init__(self, name: str, owner: Any, inherited: frozenset[str] = frozenset()) -> None:
+        self.name, self.owner = name, owner
+        functions = {
+            key: value
+            for key, value in vars(owner).items()
+            if isinstance(value, _CALLABLE) and f"{name}.{key}" not in _IGNORED
+        }
+        self.keys, self.values = tuple(functions), tuple(functions.values())
+        self._now = operator.itemgetter(*self.keys) if len(self.keys) > 1 else None
+        self.inherited = inherited - vars(owner).keys()
+
+    def intact(self) -> bool:
+        """Whether every name is bound to what it was, and nothing inherited is overridden; quick."""
+        names = vars(self.owner)
+        try:
+            now = self._now(names) if self._now is not None else tuple(names[key] for key in self.keys)
+        except KeyError:
+            return False
+        # Identity, not equality: a stand-in may say that it equals anything.
+        return all(map(operator.is_, now, self.values)) and self.inherited.isdisjoint(names)
+
+    def changed(self) -> list[str]:
+        """The names that are not what they were."""
+        names = vars(self.owner)
+        rebound = [key for key, value in zip(self.keys, self.values, strict=True) if names.get(key) is not value]
+        return [f"{self.name}.{key}" for key in [*rebound, *sorted(self.inherited & names.keys())]]
+
+
+def _families(name: str, owner: Any) -> list[_Names]:
+    """A module; or a class and all it inherits from, so that an override shows too."""
     if not isinstance(owner, type):
-        return vars(owner)
-    names: dict[str, Any] = {}
+        return [_Names(name, owner)]
+    found: list[_Names] = []
+    inherited: frozenset[str] = frozenset()
     for base in reversed(owner.__mro__):
-        names.update(vars(base))
-    return names
+        found.append(_Names(name, base, inherited))
+        inherited |= vars(base).keys()
+    return found
 
 
 class Seal:
     """A picture of the process, and what changed since."""
 
     def __init__(self) -> None:
-        self._functions = [(name, owner, self._callables(name, owner)) for name, owner in _WATCHED]
+        self._families = [family for name, owner in _WATCHED for family in _families(name, owner)]
         self._settings = _settings()
-
-    @staticmethod
-    def _callables(name: str, owner: Any) -> dict[str, Any]:
-        return {
-            key: value
-            for key, value in _namespace(owner).items()
-            if isinstance(value, _CALLABLE) and f"{name}.{key}" not in _IGNORED
-        }
 
     def broken(self) -> list[str]:
         """Names of what is not as it was, at most ten."""
-        changed = []
-        for name, owner, functions in self._functions:
-            now = _namespace(owner)
-            changed += [f"{name}.{key}" for key, value in functions.items() if now.get(key) is not value]
+        changed: list[str] = []
+        for family in self._families:
+            if not family.intact():
+                changed += family.changed()
         changed += [name for name, value in _settings().items() if self._settings[name] != value]
         return changed[:10]

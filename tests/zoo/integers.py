@@ -96,10 +96,11 @@ def truth_divide(x, y):
 def divide_inputs(dtype):
     """No zero divisors, and the smallest number is not divided by -1, by any of the three: both are undefined."""
     x, y = integer_pairs(dtype, COUNT, 51)
-    y = torch.where(y == 0, torch.ones_like(y), y)
+    divisors = y.numpy().copy()  # torch has no where for unsigned integers
+    divisors[divisors == 0] = 1
     if torch.iinfo(dtype).min < 0:
-        y = torch.where(y == -1, torch.full_like(y, 3), y)
-    return {"x": x, "y": y}
+        divisors[divisors == -1] = 3
+    return {"x": x, "y": torch.from_numpy(divisors)}
 
 
 @triton.jit
