@@ -18,8 +18,8 @@ import triton
 from triton.compiler.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from fuzzrope.interpreter import formats
 from fuzzrope.interpreter.areas import Area
+from fuzzrope.interpreter.arguments import program_ids, scalar
 from fuzzrope.interpreter.descriptors import Descriptor
 from fuzzrope.interpreter.frontend import Variant
 from fuzzrope.interpreter.ir import Type
@@ -275,7 +275,7 @@ class Kernel:
             if machine.ordered:
                 machine.log.next_program()
             try:
-                function(machine, None, _program_ids(grid, first, machine.count), *values)
+                function(machine, None, program_ids(grid, first, machine.count), *values)
             except (DeviceAssertError, MemoryError):
                 raise
             except Exception as error:
@@ -300,7 +300,7 @@ class Kernel:
                 areas.append(self._pointer(name, value.base))
                 values += self._descriptor(value, areas[-1], kinds[len(values)][1])
             else:
-                values.append(_scalar(value, kinds[len(values)][1].elem))
+                values.append(scalar(value, kinds[len(values)][1].elem))
         return values, areas
 
     @staticmethod
@@ -321,23 +321,6 @@ class Kernel:
         return self.engine.area(name, tensor)
 
 
-def _scalar(value: Any, elem: str) -> Any:
-    if elem == "i32" and type(value) is int and -(2**31) <= value < 2**31:
-        return value
-    if elem == "i1":
-        return bool(value)
-    if elem[0] == "i":
-        bits = int(elem[1:])
-        half = 1 << bits - 1
-        return ((int(value) + half) & ((1 << bits) - 1)) - half
-    if elem == "f64":
-        return np.float64(value)
-    single = np.float32(value)
-    if elem == "f32":
-        return single
-    return formats.round_to(np.full(1, value, np.float64), elem)[0]
-
-
 def _share(program: Program, areas: list[Area]) -> None:
     """Mark the arguments whose storage this launch also writes: their loads are remembered."""
     stores, loads = program.stores, program.loads
@@ -347,20 +330,3 @@ def _share(program: Program, areas: list[Area]) -> None:
         written = {area.storage for area in areas if area.name in stores}
     for area in areas:
         area.shared = area.storage in written and (area.name in loads or None in loads)
-
-
-_PIDS: dict[tuple[tuple[int, int, int], int, int], tuple[np.ndarray, ...]] = {}
-
-
-def _program_ids(grid: tuple[int, int, int], first: int, count: int) -> tuple[np.ndarray, ...]:
-    """Program numbers along x, y and z of a chunk, each (programs,) int32."""
-    key = (grid, first, count)
-    found = _PIDS.get(key)
-    if found is None:
-        number = np.arange(first, first + count, dtype=np.int64)
-        x, y = grid[0], grid[1]
-        found = tuple(n.astype(np.int32) for n in (number % x, number // x % y, number // (x * y)))
-        if len(_PIDS) > 512:
-            _PIDS.clear()
-        _PIDS[key] = found
-    return found
