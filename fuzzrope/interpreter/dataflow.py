@@ -161,7 +161,7 @@ class _Resolver:
 
 def callee_of(op: Op) -> str:
     """The symbol that a call names."""
-    match = re.search(r'@("[^"]+"|[\w.$\-]+)', op.head)
+    match = re.search(r'@("[^"]*"|[\w.$\-]+)', op.head)
     if match is None:
         raise IrError("a call without a symbol")
     return op.strings[0] if match[1] == '""' and op.strings else match[1].strip('"')
