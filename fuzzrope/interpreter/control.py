@@ -135,13 +135,13 @@ def _for(tr: Translator, op: Op) -> None:
     for number, val in zip(numbers, slots.vals, strict=True):
         tr.env[number] = val
     if not divergent:
-        tr.line(f"for {counter} in range({lower.code}, {upper.code}, {step.code}):")
+        tr.line(f"for {counter} in R.steps({lower.code}, {upper.code}, {step.code}):")
         tr.depth += 1
         slots.assign(tr.block(block))
         tr.line("pass")
         tr.depth -= 1
     else:
-        tr.line(f"{counter} = {lower.code}")
+        tr.line(f"{counter} = {lower.code if iv_uniform else tr.array(lower)}")
         tr.line("while True:")
         tr.depth += 1
         tr.line(f"{tr.act} = R.narrow({act}, {counter} < {upper.code})")

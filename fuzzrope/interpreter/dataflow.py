@@ -31,6 +31,31 @@ class Flow:
     count: int = 0
 
 
+def forward(blocks: list[Block]) -> list[Block]:
+    """A function's blocks with every one after those that lead to it, as its text need not have them.
+
+    Triton makes blocks of early returns only; loops have operations of their own.
+    """
+    found = {block.label: block for block in blocks}
+    order: list[Block] = []
+    state: dict[str, bool] = {}  # whether all that a block leads to has been placed
+
+    def visit(block: Block) -> None:
+        state[block.label] = False
+        for op in block.ops:
+            for label in _EDGE.findall(op.head) if op.name.startswith("cf.") else []:
+                there = "^" + label[0]
+                if state.get(there) is False:
+                    raise IrError("a loop among the blocks of a function")
+                if there not in state:
+                    visit(found[there])
+        state[block.label] = True
+        order.append(block)
+
+    visit(blocks[0])
+    return order[::-1]
+
+
 class _Resolver:
     def __init__(self, module: Module) -> None:
         self.module, self.flow = module, Flow()
@@ -45,6 +70,7 @@ class _Resolver:
             self.flow.comes_from.setdefault(target, []).append(source)
 
     def func(self, func: Func) -> None:
+        func.blocks = forward(func.blocks)
         func.ids = [self.fresh() for _ in func.args]
         scope = {name: number for (name, _), number in zip(func.args, func.ids, strict=True)}
         self.returns[func.name] = []
@@ -85,6 +111,7 @@ class _Resolver:
             found = _EDGE.findall(op.head)
             op.edges = [(label, [self.lookup(n, scope) for n in _NAME.findall(args)]) for label, args in found]
             op.ins = [self.lookup(n, scope) for n in _NAME.findall(op.head.partition("^")[0])]
+        op.regions = [forward(region) for region in op.regions]
         for index, region in enumerate(op.regions):
             inner = dict(scope)
             if bound and index == 0:
@@ -134,7 +161,7 @@ class _Resolver:
 
 def callee_of(op: Op) -> str:
     """The symbol that a call names."""
-    match = re.search(r'@("[^"]+"|[\w.$\-]+)', op.head)
+    match = re.search(r'@("[^"]*"|[\w.$\-]+)', op.head)
     if match is None:
         raise IrError("a call without a symbol")
     return op.strings[0] if match[1] == '""' and op.strings else match[1].strip('"')

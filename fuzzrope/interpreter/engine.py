@@ -18,12 +18,12 @@ import triton
 from triton.compiler.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from fuzzrope.interpreter import formats
 from fuzzrope.interpreter.areas import Area
+from fuzzrope.interpreter.arguments import program_ids, scalar
 from fuzzrope.interpreter.descriptors import Descriptor
 from fuzzrope.interpreter.frontend import Variant
 from fuzzrope.interpreter.ir import Type
-from fuzzrope.interpreter.machine import Machine
+from fuzzrope.interpreter.machine import DeviceAssertError, Machine
 from fuzzrope.interpreter.places import caller
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
 from fuzzrope.interpreter.races import Log
@@ -172,6 +172,11 @@ def _packed(variant: Variant) -> bytes:
         return pack(text)
     except UnknownOperationError as error:
         raise Unsupported(str(error)) from None
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise Unsupported(
+            f"the CPU engine cannot translate {variant.name} (Triton {triton.__version__}): {why}"
+        ) from error
 
 
 class Kernel:
@@ -272,7 +277,12 @@ class Kernel:
             machine.first, machine.count = first, min(chunk, programs - first)
             if machine.ordered:
                 machine.log.next_program()
-            function(machine, None, _program_ids(grid, first, machine.count), *values)
+            try:
+                function(machine, None, program_ids(grid, first, machine.count), *values)
+            except (DeviceAssertError, MemoryError):
+                raise
+            except Exception as error:
+                raise Unsupported(f"the CPU engine failed in {name}: {type(error).__name__}: {error}") from error
         machine.log.report()
         engine.note_stores(machine.log)
 
@@ -293,7 +303,7 @@ class Kernel:
                 areas.append(self._pointer(name, value.base))
                 values += self._descriptor(value, areas[-1], kinds[len(values)][1])
             else:
-                values.append(_scalar(value, kinds[len(values)][1].elem))
+                values.append(scalar(value, kinds[len(values)][1].elem))
         return values, areas
 
     @staticmethod
@@ -312,37 +322,3 @@ class Kernel:
         if self.engine.is_host(tensor):
             raise ValueError(f"Pointer argument ({name}) cannot be accessed from Triton (cpu tensor?)")
         return self.engine.area(name, tensor)
-
-
-def _scalar(value: Any, elem: str) -> Any:
-    if elem == "i32" and type(value) is int and -(2**31) <= value < 2**31:
-        return value
-    if elem == "i1":
-        return bool(value)
-    if elem[0] == "i":
-        bits = int(elem[1:])
-        half = 1 << bits - 1
-        return ((int(value) + half) & ((1 << bits) - 1)) - half
-    if elem == "f64":
-        return np.float64(value)
-    single = np.float32(value)
-    if elem == "f32":
-        return single
-    return formats.round_to(np.full(1, value, np.float64), elem)[0]
-
-
-_PIDS: dict[tuple[tuple[int, int, int], int, int], tuple[np.ndarray, ...]] = {}
-
-
-def _program_ids(grid: tuple[int, int, int], first: int, count: int) -> tuple[np.ndarray, ...]:
-    """Program numbers along x, y and z of a chunk, each (programs,) int32."""
-    key = (grid, first, count)
-    found = _PIDS.get(key)
-    if found is None:
-        number = np.arange(first, first + count, dtype=np.int64)
-        x, y = grid[0], grid[1]
-        found = tuple(n.astype(np.int32) for n in (number % x, number // x % y, number // (x * y)))
-        if len(_PIDS) > 512:
-            _PIDS.clear()
-        _PIDS[key] = found
-    return found

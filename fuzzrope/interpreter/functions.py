@@ -16,7 +16,7 @@ def function(tr: Translator, func: Func, arguments: list[Val] | None = None) -> 
     if arguments is not None:
         for number, val in zip(func.ids, arguments, strict=True):
             tr.env[number] = val
-    tr.frames.append(Frame())
+    tr.frames.append(Frame(len(tr.lines), tr.depth))
     act = tr.act
     if len(func.blocks) == 1:
         _straight(tr, func.blocks[0])
@@ -67,7 +67,7 @@ def _blocks(tr: Translator, func: Func) -> None:
             if not op.name.startswith("cf."):
                 tr.op(op)
                 continue
-            if op.name not in ("cf.br", "cf.cond_br") or any(order[to] <= index for to, _ in op.edges):
+            if op.name not in ("cf.br", "cf.cond_br"):
                 raise unknown(op, tr.module)
             cond = tr.ins(op)[0] if op.ins else None
             for sign, (to, values) in zip(("", "~"), op.edges, strict=False):
@@ -95,8 +95,7 @@ def _arrive(tr: Translator, slots: dict[str, Slots], to: str, vals: list[Val], e
         forms = [replace(v, code="?", const=False, uniform=False, full=(True,) * v.type.rank) for v in vals]
         forms = [replace(f, root=None) if f.elem == "ptr" else f for f in forms]
         slots[to] = Slots(tr, forms, watch(tr, block.ids, [f.type for f in forms]))
-        for name in slots[to].every:
-            tr.lines.insert(0, f"        {name} = None")
+        tr.declare(slots[to].every, "None")
     tr.line(f"if R.alive({edge}):")
     tr.depth += 1
     slots[to].assign(vals, edge)
@@ -104,10 +103,10 @@ def _arrive(tr: Translator, slots: dict[str, Slots], to: str, vals: list[Val], e
     tr.depth -= 1
 
 
-@emits("tt.return")
+@emits("tt.return", "tt.reduce.return", "tt.scan.return", "tt.map_elementwise.return")
 def _return(tr: Translator, op: Op) -> None:
     where = tr.name("m")
-    tr.lines.insert(0, f"        {where} = False")  # for when its block is not entered at all
+    tr.declare([where], "False")  # for when its block is not entered at all
     tr.line(f"{where} = {tr.act}")
     tr.frames[-1].returns.append((where, tr.ins(op)))
 

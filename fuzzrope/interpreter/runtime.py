@@ -78,6 +78,13 @@ def either(one_act: Any, other: Any) -> Any:
     return one_act if other is False else one_act | other
 
 
+def steps(lower: int, upper: int, step: int) -> range:
+    """The numbers that a loop counts: it compares as ``<`` whatever the sign of a step known only now."""
+    if step <= 0 and lower < upper:
+        raise RuntimeError(f"a loop from {lower} to {upper} in steps of {step} does not end")
+    return range(lower, upper, step) if step > 0 else range(0)
+
+
 def merge(act: Any, new: Any, old: Any) -> Any:
     """``new`` for active programs, ``old`` for the others; anything if there is nothing old."""
     if old is None or act is None:

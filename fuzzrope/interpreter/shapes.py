@@ -12,13 +12,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from fuzzrope.interpreter.ir import Op, Type
+from fuzzrope.interpreter.functions import function
+from fuzzrope.interpreter.ir import Func, Op, Type
 from fuzzrope.interpreter.translate import Translator, emits, result_types, unknown
 from fuzzrope.interpreter.values import Val
 
 
 @emits("tt.get_program_id", "tt.get_num_programs")
 def _program(tr: Translator, op: Op) -> None:
+    if tr.combining:
+        raise unknown(op, tr.module)  # inside a function of elements, which have no number
     axis = "xyz".index(op.head.strip())
     kind = Type("i32")
     if op.name == "tt.get_num_programs":
@@ -168,7 +171,7 @@ def _histogram(tr: Translator, op: Op) -> None:
 def _reduce(tr: Translator, op: Op) -> None:
     vals = tr.ins(op)
     axis = int(op.attrs["axis"])
-    function = _combine(tr, op)
+    combine = _combine(tr, op)
     wanted = tuple(dim == axis for dim in range(vals[0].type.rank))
     vals = [tr.spread(val, wanted) for val in vals]
     scan = op.name == "tt.scan"
@@ -177,7 +180,7 @@ def _reduce(tr: Translator, op: Op) -> None:
     name = tr.name()
     kind_of = "scan" if scan else "reduce"
     reverse = f", {op.attrs.get('reverse') == 'true'}" if scan else ""
-    tr.line(f"{name} = T.{kind_of}({function}, ({arrays},), {axis + 1}{reverse})")
+    tr.line(f"{name} = T.{kind_of}({combine}, ({arrays},), {axis + 1}{reverse})")
     full = tuple(any(val.full[dim] for val in vals) for dim in range(len(wanted)))
     if not scan:
         full = tuple(f for dim, f in enumerate(full) if dim != axis)
@@ -198,33 +201,36 @@ def _kinds(op: Op, vals: list[Val], axis: int, scan: bool) -> list[Type]:
 
 def _combine(tr: Translator, op: Op) -> str:
     """A nested function of the program that combines two tuples of arrays."""
-    block = op.regions[0][0]
-    name = tr.name("f")
+    blocks = op.regions[0]
+    block = blocks[0]
+    name, form = tr.name("f"), tr.name()
     arguments = [tr.name("a") for _ in block.args]
     tr.line(f"def {name}({', '.join(arguments)}):")
     tr.depth += 1
-    act, tr.act = tr.act, "None"  # whose result is not wanted is combined as well
-    outer, tr.combining = tr.combining, True
-    if len(op.regions[0]) > 1:
-        raise unknown(op, tr.module)
-    for number, (_, kind), code in zip(block.ids, block.args, arguments, strict=True):
-        tr.env[number] = Val(code, kind, False)
-    ends = tr.block(block)
-    tr.line(f"return ({', '.join(tr.array(val) for val in ends)},)")
+    outside = tr.act, tr.pids, tr.combining
+    tr.act = "None"  # whose result is not wanted is combined as well
+    straight = len(blocks) == 1 and not any(one.regions or one.name == "tt.call" for one in block.ops)
+    if not straight:  # elements that take different ways are masked like programs
+        tr.line(f"{form}, {', '.join(arguments)} = T.lanes({', '.join(arguments)})")
+    tr.pids, tr.combining = f"({arguments[0]},)", True
+    values = [Val(code, kind, False) for (_, kind), code in zip(block.args, arguments, strict=True)]
+    ends = function(tr, Func(name, False, block.args, blocks, ids=block.ids), values)
+    made = ", ".join(tr.array(val) for val in ends)
+    tr.line(f"return ({made},)" if straight else f"return T.shaped({form}, {made})")
     tr.depth -= 1
-    tr.act, tr.combining = act, outer
+    tr.act, tr.pids, tr.combining = outside
     return name
 
 
 @emits("tt.map_elementwise")
 def _map_elementwise(tr: Translator, op: Op) -> None:
-    if int(op.attrs.get("pack", "1")) != 1 or len(op.regions[0]) > 1:
+    if int(op.attrs.get("pack", "1")) != 1:
         raise unknown(op, tr.module)
     vals = tr.ins(op)
-    function = _combine(tr, op)
+    combine = _combine(tr, op)
     full = tuple(any(not v.uniform and v.full[d] for v in vals) for d in range(vals[0].type.rank))
     name = tr.name()
-    tr.line(f"{name} = {function}({', '.join(tr.array(val) for val in vals)})")
+    tr.line(f"{name} = {combine}({', '.join(tr.array(val) for val in vals)})")
     tr.bind(op, *(tr.let(f"{name}[{i}]", kind, False, full) for i, kind in enumerate(result_types(op))))
 
 

@@ -6,6 +6,7 @@ hardware.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,19 @@ from fuzzrope.interpreter import formats, runtime
 from fuzzrope.interpreter.values import BITS, carried
 
 Array = np.ndarray
+
+
+def lanes(*values: Array) -> tuple[Any, ...]:
+    """The common shape of arrays, then each of them as a row of elements."""
+    shape = np.broadcast_shapes(*(value.shape for value in values))
+    return shape, *(np.broadcast_to(value, shape).reshape(-1) for value in values)
+
+
+def shaped(shape: tuple[int, ...], *values: Array) -> tuple[Array, ...]:
+    """Rows of elements (or one for all) in a shape again."""
+    return tuple(
+        np.broadcast_to(value, (value.size if value.size > 1 else math.prod(shape),)).reshape(shape) for value in values
+    )
 
 
 def join(a: Array, b: Array) -> Array:

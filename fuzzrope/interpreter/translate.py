@@ -68,8 +68,10 @@ class Generated:
 
 @dataclass(slots=True)
 class Frame:
-    """Where ``tt.return`` of the function being translated goes."""
+    """The function being translated: where its ``tt.return`` go, and where its variables begin to exist."""
 
+    start: int
+    depth: int
     returns: list[tuple[str, list[Val]]] = field(default_factory=list)
 
 
@@ -103,6 +105,11 @@ class Translator:
         """A name that nothing else has."""
         self.counter += 1
         return f"{prefix}{self.counter}"
+
+    def declare(self, names: list[str], value: str) -> None:
+        """Set variables at the beginning of the function being translated, at each of its calls."""
+        frame = self.frames[-1]
+        self.lines[frame.start : frame.start] = [f"{'    ' * frame.depth}{name} = {value}" for name in names]
 
     def line(self, text: str) -> None:
         """One line of the program at the current depth."""
