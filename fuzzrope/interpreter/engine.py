@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import triton
 from triton.compiler.compiler import ASTSource
+from triton.runtime.errors import OutOfResources
 from triton.runtime.jit import JITFunction
 
 from fuzzrope.interpreter.areas import Area
@@ -27,6 +28,7 @@ from fuzzrope.interpreter.machine import DeviceAssertError, Machine
 from fuzzrope.interpreter.places import caller
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
 from fuzzrope.interpreter.races import Log
+from fuzzrope.interpreter.resources import LIMIT, shared_bytes
 from fuzzrope.interpreter.translate import UnknownOperationError
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -49,21 +51,24 @@ class Engine:
         launches: name, grid and integer constexprs of each launch.
         accesses: what was noticed, by kind, kernel and source line.
         memory: cap in bytes on the values of the programs that run at once.
+        strict: compile what may take too much shared memory to the end, and refuse its launches.
         is_host: tells tensors that a kernel may not touch.
         fresh: gives the pattern that a storage (by first byte) held when it was allocated, or None.
     """
 
     name = "ttir"
 
-    def __init__(self, memory: int = MEMORY) -> None:
+    def __init__(self, memory: int = MEMORY, strict: bool = False) -> None:
         self.launches: list[dict[str, Any]] = []
         self.accesses: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.memory = memory
         self.is_host: Callable[[torch.Tensor], bool] = lambda tensor: False
         self.fresh: Callable[[int], int | None] = lambda address: None
+        self.strict = strict
         self.programs: dict[str, Program] = {}
         self._taken: dict[int, weakref.ref[torch.Tensor]] = {}
         self._stores: dict[int, dict[str, None]] = {}
+        self._compile_fully: Callable[..., Any] = triton.compiler.compile
         self._undo: list[Callable[[], None]] = []
 
     def reset(self) -> None:
@@ -76,6 +81,7 @@ class Engine:
     def install(self) -> None:
         """Take the place of Triton's compiler, and note whose address is asked for. See :meth:`uninstall`."""
         original, data_ptr = triton.compiler.compile, torch.Tensor.data_ptr
+        self._compile_fully = original
 
         def noted(tensor: torch.Tensor) -> int:
             address = data_ptr(tensor)
@@ -113,7 +119,11 @@ class Engine:
         if type(src) is not ASTSource:
             raise Unsupported(f"the CPU engine runs Triton kernels, not {type(src).__name__}")
         target = target or triton.runtime.driver.active.get_current_target()
-        return Kernel(self, src, Variant(src, target, dict(options or {})), dict(options or {}))
+        variant = Variant(src, target, dict(options or {}))
+        kernel = Kernel(self, src, variant, dict(options or {}))
+        if self.strict:
+            kernel.shared = shared_bytes(variant, self._compile_fully, src, dict(options or {}))
+        return kernel
 
     def program(self, variant: Variant) -> Program:
         """The program of a variant, loaded or translated once a process."""
@@ -183,6 +193,7 @@ class Kernel:
     """What a launch gets for a variant: stands in for Triton's ``CompiledKernel``."""
 
     function = None
+    shared = 0
     n_regs, n_spills, n_max_threads = 64, 0, 1024
 
     def __init__(self, engine: Engine, src: ASTSource, variant: Variant, options: dict[str, Any]) -> None:
@@ -261,6 +272,10 @@ class Kernel:
         programs = grid[0] * grid[1] * grid[2]
         if programs == 0:
             return
+        if self.shared > LIMIT:
+            message = f"a block takes {self.shared} bytes of shared memory, {LIMIT} is the limit"
+            engine.record("launch", name, caller(), message, 1)
+            raise OutOfResources(self.shared, LIMIT, "shared memory")
         function, sites = program.variant(values, grid)
 
         def report(what: str, site: Any, message: str, lanes: int) -> None:

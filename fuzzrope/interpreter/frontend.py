@@ -38,7 +38,7 @@ class Variant:
 
     def __init__(self, src: ASTSource, target: Any, options: dict[str, Any]) -> None:
         # Divisibility is a hint for later stages: without it variants of one body share their text.
-        src.attrs = {}
+        self.attrs, src.attrs = src.attrs, {}
         self.src, self.target = src, target
         self.backend = make_backend(target)
         self.options = _parsed(self.backend, options)

@@ -41,10 +41,10 @@ def limit_resources(limits: dict[str, int]) -> None:
             resource.setrlimit(kind, (limits[name], limits[name]))
 
 
-def serve(sock: socket.socket, entry: str, device: str, engine: str, memory: int) -> None:
+def serve(sock: socket.socket, entry: str, device: str, engine: str, limits: dict[str, int]) -> None:
     """Load the target, say how that went, then answer cases until the parent hangs up."""
     warnings.simplefilter("ignore")
-    runner = _Runner(entry, device, engine, memory)
+    runner = _Runner(entry, device, engine, limits)
     with contextlib.suppress(wire.ClosedError):
         wire.send(sock, *runner.load())
         while True:
@@ -53,7 +53,7 @@ def serve(sock: socket.socket, entry: str, device: str, engine: str, memory: int
 
 
 class _Runner:
-    def __init__(self, entry: str, device: str, engine: str, memory: int) -> None:
+    def __init__(self, entry: str, device: str, engine: str, limits: dict[str, int]) -> None:
         self.entry, self.device = entry, device
         self.engine: Engine | None = None
         self.facade: CudaFacade | None = None
@@ -62,7 +62,7 @@ class _Runner:
             pretend_cuda()
             driver.install()
             self.facade = CudaFacade()
-            self.engine = make_engine(engine, memory)
+            self.engine = make_engine(engine, limits["values"], bool(limits["strict"]))
             self.engine.install()
             self.engine.is_host = self.facade.is_host
             self.engine.fresh = self.facade.pattern_of
@@ -261,7 +261,7 @@ def main(sock: socket.socket, entry: str, device: str, engine: str, limits: dict
     try:
         limit_resources(limits)
         torch.set_num_threads(1)
-        serve(sock, entry, device, engine, limits["values"])
+        serve(sock, entry, device, engine, limits)
     except BaseException:  # noqa: BLE001 - whatever it is, it must not run on into the zygote's code
         traceback.print_exc(file=sys.__stderr__)
         os._exit(3)

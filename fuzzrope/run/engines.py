@@ -34,12 +34,15 @@ class Engine(Protocol):
         """The kernels' source lines that stored into the fresh storage at an address, as far as it knows."""
 
 
-def make_engine(name: str, memory: int) -> Engine:
-    """The engine of a name; ``memory`` caps (in bytes) the values of programs that run at once."""
+def make_engine(name: str, memory: int, strict: bool) -> Engine:
+    """The engine of a name; ``memory`` caps (in bytes) the values of programs that run at once.
+
+    ``strict`` has launches refused that would take too much shared memory.
+    """
     if name == "interpret":
         from fuzzrope.run import interpret
 
         return interpret.Engine()
     from fuzzrope.interpreter import engine
 
-    return engine.Engine(memory)
+    return engine.Engine(memory, strict)

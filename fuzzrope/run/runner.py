@@ -141,6 +141,7 @@ class Runner:
             "address_space": self._address_space(),
             "file_size": self.limits.file_size,
             "values": self.limits.values,
+            "strict": self.target.level == "strict",
         }
         entry = os.path.abspath(self.target.entry) if self.target.is_file else self.target.entry
         message = {"do": "spawn", "entry": entry, "device": self.device, "engine": self.engine, "limits": limits}
