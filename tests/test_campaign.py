@@ -102,6 +102,12 @@ def test_every_declared_stratum_is_reached_by_a_correct_target():
     assert not any(isinstance(event, Minimized) for event in events)
     (started,) = (event for event in events if isinstance(event, Started))
     assert sum(started.declared.values()) == len(finished.reached)
+    assert started.left_out == {}
+
+
+def test_triton_s_interpreter_is_no_judge_of_bfloat16_and_the_campaign_says_so():
+    events, _ = collect(find("kernels.reference"), max_examples=5, engine="interpret")
+    (started,) = (event for event in events if isinstance(event, Started))
     assert started.left_out["dtype mix"] == 4**4 - 3**4
 
 

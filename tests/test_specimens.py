@@ -25,12 +25,12 @@ FAIR = {
     "specimen:narrow-dtype": {"dtype"},
     "specimen:nan-swallower": {"nonfinite"},
     "specimen:in-place": {"mutation", "alias"},
-    "specimen:size-one-stride": {"mismatch"},
+    "specimen:size-one-stride": {"mismatch", "out_of_bounds"},
     "specimen:boundary-row": {"out_of_bounds"},
     "specimen:falls-back": {"no_launch"},
     "specimen:table-scribbler": {"mutation"},
     "specimen:extra-heads": {"uninitialized"},
-    "specimen:narrow-index": {"out_of_bounds"},
+    "specimen:narrow-index": {"overflow", "out_of_bounds"},
 }
 
 

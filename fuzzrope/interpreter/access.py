@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from fuzzrope.interpreter import twins
 from fuzzrope.interpreter.ir import Op, Type, read_type
 from fuzzrope.interpreter.translate import Translator, emits, result_types, unknown
 from fuzzrope.interpreter.values import Val, stored_elem, union, width_of
@@ -16,7 +17,7 @@ def _addptr(tr: Translator, op: Op) -> None:
     scale = "" if base.root else f" * {width_of(base.type.to)}"
     twin = None
     if tr.checked and (base.twin or offset.twin):
-        twin = f"({base.twin or base.code} + {offset.twin or offset.code}{scale})"
+        twin = twins.pointer(base, offset, width_of(base.type.to) if scale else 1)
     if base.uniform and offset.uniform:
         code = f"{base.code} + {offset.code}{scale}" if base.code != "0" else offset.code
         made = tr.let(code, base.type, True, (), base.root, base.const and offset.const)
@@ -72,11 +73,12 @@ def _load(tr: Translator, op: Op) -> None:
     kind = ptr.type.with_elem("ptr", read_type(ptr.type.to).to) if ptr.type.to.startswith("!tt.ptr") else None
     kind = kind or ptr.type.with_elem(ptr.type.to)
     tr.loads.add(ptr.root)
+    what = "volatile load" if op.attrs.get("isVolatile") == "true" else "load"
     uniform = ptr.uniform and (mask is None or mask.uniform) and (other is None or other.uniform)
     vals = [val for val in (ptr, mask, other) if val is not None]
     full = () if uniform else union(vals, kind.rank)
     code = (
-        f"rt.load({tr.site(op, 'load')}, {_root(tr, ptr)}, {stored_elem(ptr.type.to)!r}, {ptr.code}, "
+        f"rt.load({tr.site(op, what)}, {_root(tr, ptr)}, {stored_elem(ptr.type.to)!r}, {ptr.code}, "
         f"{mask.code if mask else None}, {tr.act}, {other.code if other else None}{_exact(ptr)})"
     )
     if uniform:

@@ -15,17 +15,7 @@ from fuzzrope.interpreter.access import recast
 from fuzzrope.interpreter.formats import decode
 from fuzzrope.interpreter.ir import Op, Type
 from fuzzrope.interpreter.translate import Translator, emits, result_types, unknown
-from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, Val, carried, is_float, union
-
-WRAP = {bits: (1 << (bits - 1), (1 << bits) - 1) for bits in (8, 16, 32, 64)}
-
-
-def wrapped(code: str, elem: str) -> str:
-    """Code of a Python integer brought into the range of a signed type."""
-    if elem == "i1":
-        return f"bool({code} & 1)"
-    half, mask = WRAP[BITS[elem]]
-    return f"((({code}) + {half} & {mask}) - {half})"
+from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, WRAP, Val, carried, is_float, union, wrapped
 
 
 def put(tr: Translator, op: Op, code: str, vals: list[Val], kind: Type | None = None) -> None:
@@ -193,7 +183,7 @@ def _select(tr: Translator, op: Op) -> None:
         tr.line(f"{name} = {left} if {cond.code} else {right}")
         tr.bind(op, Val(name, kind, form.uniform, form.full, form.root))
         if tr.checked and (a.twin or b.twin):
-            twin = f"({a.twin or a.code} if {cond.code} else {b.twin or b.code})"
+            twin = f"({twins.meant(a)} if {cond.code} else {twins.meant(b)})"
             tr.bind(op, Val(name, kind, form.uniform, form.full, form.root, False, twin))
         return
     if a.elem == "ptr" and a.root != b.root:
@@ -208,7 +198,7 @@ def _select(tr: Translator, op: Op) -> None:
         text += f".astype({tr.constant(carried(kind.elem))})"
     made = tr.let(text, kind, False, full, root)
     if tr.checked and (a.twin or b.twin):
-        watched = tr.let(f"np.where({code}, {a.twin or a.code}, {b.twin or b.code})", kind, False, full)
+        watched = tr.let(f"np.where({code}, {twins.meant(a)}, {twins.meant(b)})", kind, False, full)
         made = replace(made, twin=watched.code)
     tr.bind(op, made)
 

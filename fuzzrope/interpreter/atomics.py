@@ -54,7 +54,7 @@ class Atomics:
         def update(old: Array, lanes: Array) -> Array:
             return combine(old, lanes)
 
-        return _apply(self, site, area, elem, off, (value,), mask, act, exact, update)
+        return _apply(self, site, area, elem, off, (value,), mask, act, exact, update, what != "exch")
 
     def atomic_cas(
         self: Any,
@@ -89,8 +89,12 @@ def _apply(
     act: Any,
     exact: Any,
     update: Callable[..., Array],
+    reads: bool = True,
 ) -> Array:
-    """Apply an update to every active lane in order, lanes with distinct addresses together."""
+    """Apply an update to every active lane in order, lanes with distinct addresses together.
+
+    ``reads`` says that what was there before matters.
+    """
     m = machine.mask(mask, act, off.ndim)
     shape = np.broadcast_shapes(off.shape, *(v.shape for v in operands), () if m is None else m.shape)
     shape = (machine.count, *shape[1:])
@@ -100,17 +104,18 @@ def _apply(
         machine._overflow(site, area, off, np.broadcast_to(exact, shape), m)
     result = np.zeros(shape, dtype=carried(elem))
     if area is machine.anywhere:
-        parts = [(lens, mine, index) for _, lens, mine, index in machine._areas(elem, off, active)]
+        parts = machine._areas(elem, off, active)
         machine._stray(site, elem, off)
     else:
         lens = area.lens(elem)
         good, _ = machine._judge(site, area, lens, off, active)
-        parts = [(lens, good, off)]
-    for lens, where, index in parts:
+        parts = [(area, lens, good, off)]
+    for view, lens, where, index in parts:
         old = _rounds(lens.flat, index[where], [np.broadcast_to(v, shape)[where] for v in operands], elem, update)
         result[where] = old
-        if machine.ordered:
-            machine.log.synchronize(np.unique(index[where] * lens.width + lens.flat.__array_interface__["data"][0]))
+        if reads and view.fresh is not None:
+            machine._uninitialized(site, view, elem, result, index, where)
+        machine.log.atomic(site, view, lens, index[where], where)
     return result
 
 

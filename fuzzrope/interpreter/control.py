@@ -35,13 +35,17 @@ class Slots:
             for form, name, watch in zip(forms, self.names, watched, strict=True)
         ]
 
+    @property
+    def every(self) -> list[str]:
+        """The names of all variables, twins included."""
+        return [name for val in self.vals for name in (val.code, val.twin) if name]
+
     def assign(self, vals: list[Val], where: str | None = None) -> None:
         """Set the variables, all at once; with ``where``, only for those programs."""
         left, right = [], []
         for slot, val in zip(self.vals, vals, strict=True):
             code = self.tr.like(val, slot)
-            twin = self.tr.absolute(val).code if slot.root != val.root else val.twin or val.code
-            pairs = [(slot.code, code)] + ([(slot.twin, twin)] if slot.twin else [])
+            pairs = [(slot.code, code)] + ([(slot.twin, self._twin(slot, val, code))] if slot.twin else [])
             for name, value in pairs:
                 if name == value:
                     continue
@@ -50,18 +54,23 @@ class Slots:
         if left:
             self.tr.line(f"{', '.join(left)} = {', '.join(right)}")
 
+    def _twin(self, slot: Val, val: Val, code: str) -> str:
+        """Code of what a variable's twin is set to, where the variable itself is set to ``code``."""
+        if val.twin and val.root == slot.root:
+            code = val.twin if slot.uniform else self.tr.spread(val, slot.full).twin or code
+        return code if slot.uniform else f"R.wide({code})"
+
     def put_back(self, vals: list[Val], mask: str, chosen: str) -> None:
         """Set the variables for those programs alone that ran a branch."""
         for slot, val in zip(self.vals, vals, strict=True):
-            pairs = [(slot.code, self.tr.like(val, slot))]
-            if slot.twin:
-                same = slot.root == val.root
-                pairs.append((slot.twin, (val.twin or val.code) if same else self.tr.absolute(val).code))
+            code = self.tr.like(val, slot)
+            pairs = [(slot.code, code)] + ([(slot.twin, self._twin(slot, val, code))] if slot.twin else [])
             for name, value in pairs:
                 self.tr.line(f"{name} = R.put_back({value}, {name}, {mask}, {chosen})")
 
 
-def _watch(tr: Translator, numbers: list[int], kinds: list[Type]) -> list[bool]:
+def watch(tr: Translator, numbers: list[int], kinds: list[Type]) -> list[bool]:
+    """Which of these values need a twin, where overflow is watched for."""
     return [
         tr.checked and number in tr.flow.addresses and kind.elem in ("i32", "i64", "ptr")
         for number, kind in zip(numbers, kinds, strict=True)
@@ -89,7 +98,7 @@ class _Trial:
 
 def _settled(tr: Translator, block: Block, inits: list[Val], numbers: list[int], divergent: bool) -> list[Val]:
     """The forms in which values go around a loop: joined until nothing changes."""
-    watched = _watch(tr, numbers, [v.type for v in inits])
+    watched = watch(tr, numbers, [v.type for v in inits])
     forms = [tr.join(v, v, divergent) for v in inits]
     forms = [replace(f, code="?", const=False) for f in forms]
     for _ in range(8):
@@ -121,7 +130,7 @@ def _for(tr: Translator, op: Op) -> None:
     if divergent:
         tr.act = tr.name("m")
     forms = _settled(tr, block, inits, numbers, divergent)
-    slots = Slots(tr, forms, _watch(tr, numbers, [v.type for v in inits]))
+    slots = Slots(tr, forms, watch(tr, numbers, [v.type for v in inits]))
     slots.assign(inits)
     for number, val in zip(numbers, slots.vals, strict=True):
         tr.env[number] = val
@@ -152,7 +161,7 @@ def _while(tr: Translator, op: Op) -> None:
     # A first look: does the condition differ between programs, and in which forms do values go around?
     divergent = False
     numbers = before.ids
-    watched = _watch(tr, numbers, [v.type for v in inits])
+    watched = watch(tr, numbers, [v.type for v in inits])
     forms = [replace(tr.join(v, v), code="?", const=False) for v in inits]
     passed: list[Val] = []
     for _ in range(10):
@@ -174,8 +183,8 @@ def _while(tr: Translator, op: Op) -> None:
     slots = Slots(tr, forms, watched)
     slots.assign(inits)
     leaving = [replace(tr.join(v, v, divergent), code="?", const=False) for v in passed]
-    results = Slots(tr, leaving, _watch(tr, op.outs, [v.type for v in passed]))
-    for name in [n for v in results.vals for n in (v.code, v.twin) if n]:
+    results = Slots(tr, leaving, watch(tr, op.outs, [v.type for v in passed]))
+    for name in results.every:
         tr.line(f"{name} = None")
     if divergent:
         tr.line(f"{inner} = R.everyone({act}, {tr.pids})")
@@ -214,7 +223,7 @@ def _if(tr: Translator, op: Op) -> None:
     tr.act = act
     pairs = zip(*ends, strict=True) if op.outs else []
     forms = [replace(tr.join(a, b, not cond.uniform), code="?", const=False) for a, b in pairs]
-    slots = Slots(tr, forms, _watch(tr, op.outs, [f.type for f in forms]))
+    slots = Slots(tr, forms, watch(tr, op.outs, [f.type for f in forms]))
     if cond.uniform:
         for head, region in ((f"if {cond.code}:", regions[0]), ("else:", regions[1])):
             tr.line(head)
@@ -223,7 +232,7 @@ def _if(tr: Translator, op: Op) -> None:
             tr.line("pass")
             tr.depth -= 1
     else:
-        for name in [n for v in slots.vals for n in (v.code, v.twin) if n]:
+        for name in slots.every:
             tr.line(f"{name} = None")
         for sign, region, mine in (("", regions[0], acts[0]), ("~", regions[1], acts[1])):
             if not region.ops:

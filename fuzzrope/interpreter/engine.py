@@ -128,7 +128,10 @@ class Engine:
     def reachable(self) -> list[Area]:
         """The views whose address the target has asked for: pointers in memory may lead there."""
         tensors = [reference() for reference in self._taken.values()]
-        return [self.area(f"a {tuple(t.shape)} tensor", t) for t in tensors if t is not None and t.numel()]
+        areas = [self.area(f"a {tuple(t.shape)} tensor", t) for t in tensors if t is not None and t.numel()]
+        for area in areas:
+            area.shared = True  # as far as is known
+        return areas
 
     def area(self, name: str, tensor: torch.Tensor) -> Area:
         """The memory of a tensor argument."""
@@ -138,9 +141,9 @@ class Engine:
 
     def note_stores(self, log: Log) -> None:
         """Remember which lines of a launch stored into memory that was poisoned when it was allocated."""
-        for (address, _), writes in log.writes.items():
+        for (address, _), accesses in [*log.writes.items(), *log.atomics.items()]:
             if self.fresh(address) is not None:
-                spots = dict.fromkeys(access.site for access in writes if access.index.size)
+                spots = dict.fromkeys(access.site for access in accesses if access.index.size)
                 self._stores.setdefault(address, {}).update(dict.fromkeys(spot.text() for spot in spots))
 
     def stored_at(self, address: int) -> list[str]:
@@ -261,14 +264,14 @@ class Kernel:
         function, sites = program.variant(values, grid)
 
         def report(what: str, site: Any, message: str, lanes: int) -> None:
-            kind = site.what if what == "out_of_bounds" else what
+            kind = site.what.removeprefix("volatile ") if what == "out_of_bounds" else what
             engine.record(kind, name, site.text(), message, lanes)
 
         machine = Machine(grid, sites, report)
         machine.areas = areas
         machine.reachable = engine.reachable
         machine.ordered = program.ordered
-        _share(program, areas)
+        program.share(areas)
         chunk = program.chunk(programs, engine.memory)
         for first in range(0, programs, chunk):
             machine.first, machine.count = first, min(chunk, programs - first)
@@ -319,14 +322,3 @@ class Kernel:
         if self.engine.is_host(tensor):
             raise ValueError(f"Pointer argument ({name}) cannot be accessed from Triton (cpu tensor?)")
         return self.engine.area(name, tensor)
-
-
-def _share(program: Program, areas: list[Area]) -> None:
-    """Mark the arguments whose storage this launch also writes: their loads are remembered."""
-    stores, loads = program.stores, program.loads
-    if None in stores:
-        written = {area.storage for area in areas}
-    else:
-        written = {area.storage for area in areas if area.name in stores}
-    for area in areas:
-        area.shared = area.storage in written and (area.name in loads or None in loads)

@@ -7,11 +7,11 @@ digits; Figueroa, "When is double rounding innocuous?", 1995).
 
 from __future__ import annotations
 
-from fuzzrope.interpreter.arithmetic import put, through, wrapped
+from fuzzrope.interpreter.arithmetic import put, through
 from fuzzrope.interpreter.ir import Op
 from fuzzrope.interpreter.libdevice import FUNCTIONS
 from fuzzrope.interpreter.translate import Translator, emits, result_types, unknown
-from fuzzrope.interpreter.values import BITS, Val
+from fuzzrope.interpreter.values import BITS, Val, wrapped
 
 
 @emits("arith.sitofp", "arith.uitofp")

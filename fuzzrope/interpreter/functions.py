@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fuzzrope.interpreter.control import Slots
+from fuzzrope.interpreter.control import Slots, watch
 from fuzzrope.interpreter.dataflow import callee_of
 from fuzzrope.interpreter.ir import Block, Func, Op, split_types
 from fuzzrope.interpreter.translate import Frame, Translator, emits, unknown
@@ -29,13 +29,14 @@ def function(tr: Translator, func: Func, arguments: list[Val] | None = None) -> 
     forms = list(returns[0][1])
     for _, vals in returns[1:]:
         forms = [tr.join(a, b, True) for a, b in zip(forms, vals, strict=True)]
-    slots = Slots(tr, [replace(f, code="?", const=False) for f in forms], [False] * len(forms))
-    for name in slots.names:
+    watched = [any(vals[i].twin for _, vals in returns) for i in range(len(forms))]
+    slots = Slots(tr, [replace(f, code="?", const=False) for f in forms], watched)
+    for name in slots.every:
         tr.line(f"{name} = None")
     for where, vals in returns:
         tr.line(f"if R.alive({where}):")
         tr.depth += 1
-        slots.assign([replace(v, twin=None) for v in vals], where)
+        slots.assign(vals, where)
         tr.line("pass")
         tr.depth -= 1
     return slots.vals
@@ -93,11 +94,11 @@ def _arrive(tr: Translator, slots: dict[str, Slots], to: str, vals: list[Val], e
     if to not in slots:
         forms = [replace(v, code="?", const=False, uniform=False, full=(True,) * v.type.rank) for v in vals]
         forms = [replace(f, root=None) if f.elem == "ptr" else f for f in forms]
-        slots[to] = Slots(tr, forms, [False] * len(forms))
-        tr.declare(slots[to].names, "None")
+        slots[to] = Slots(tr, forms, watch(tr, block.ids, [f.type for f in forms]))
+        tr.declare(slots[to].every, "None")
     tr.line(f"if R.alive({edge}):")
     tr.depth += 1
-    slots[to].assign([replace(v, twin=None) for v in vals], edge)
+    slots[to].assign(vals, edge)
     tr.line("pass")
     tr.depth -= 1
 

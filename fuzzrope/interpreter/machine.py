@@ -243,7 +243,7 @@ class Machine(Atomics, Descriptors, Strays):
         if blank.any():
             position, program = self._first(blank)
             offset = int(np.broadcast_to(off, blank.shape)[position])
-            message = f"load of element {offset} of {area.name}, which nothing has written, by {program}"
+            message = f"{site.what} of element {offset} of {area.name}, which nothing has written, by {program}"
             self.report("uninitialized", site, message, self._lanes(blank))
 
     # -- stores ---------------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from fuzzrope.interpreter import intervals, runtime, tensors
+from fuzzrope.interpreter.areas import Area
 from fuzzrope.interpreter.dataflow import resolve
 from fuzzrope.interpreter.dialects import translate
 from fuzzrope.interpreter.ir import Type, read
 from fuzzrope.interpreter.places import frame_of, show
 
-VERSION = "9"  # of everything that is cached: raise it when translation changes
+VERSION = "10"  # of everything that is cached: raise it when translation changes
 CACHED_ELEMENTS = 2**17  # of one value in one chunk: what the second-level cache of a core likes
 
 
@@ -72,6 +73,13 @@ class Program:
         if self._checked is None:
             self._checked = _load(_unpack(pack(self._text(), checked=True)))
         return self._checked
+
+    def share(self, areas: list[Area]) -> None:
+        """Mark the arguments whose storage a launch also writes: their loads are remembered."""
+        stores, loads = self.stores, self.loads
+        written = {area.storage for area in areas if None in stores or area.name in stores}
+        for area in areas:
+            area.shared = area.storage in written and (area.name in loads or None in loads)
 
     def chunk(self, programs: int, memory: int) -> int:
         """How many programs run at once, given a cap in bytes on the memory of their values."""

@@ -2,8 +2,9 @@
 
 Accesses are remembered for one launch and compared at its end. Almost always every address was written
 once, which one pass over a table tells; only otherwise are addresses sorted and looked at one by one.
-Atomic operations are no race. In an ordered launch they also order what comes before one in a program
-and after one, at the same address, in another (release and acquire), so a lock protects what it guards.
+Atomic operations are no race with each other, only with plain accesses. In an ordered launch they also
+order what comes before one in a program and after one, at the same address, in another (release and
+acquire), so a lock protects what it guards.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Log:
     machine: Any
     writes: dict[tuple[int, int], list[Access]] = field(default_factory=dict)
     reads: dict[tuple[int, int], list[Access]] = field(default_factory=dict)
+    atomics: dict[tuple[int, int], list[Access]] = field(default_factory=dict)
     clock: dict[int, int] = field(default_factory=dict)
     released: dict[int, dict[int, int]] = field(default_factory=dict)
     time: int = 0
@@ -91,6 +93,14 @@ class Log:
         width = area.lens(elem).width
         access = Access(site, area, width, index, None, chosen, self._who(), machine.count, self.clock, self.time)
         self.reads.setdefault(area.storage, []).append(access)
+
+    def atomic(self, site: Any, area: Area, lens: Lens, index: Array, chosen: Array) -> None:
+        """Remember an atomic operation, which in an ordered launch also acquires and releases."""
+        machine, time = self.machine, self.time  # what it releases, it has itself done before
+        if machine.ordered:
+            self.synchronize(np.unique(area.address + index * lens.width))
+        access = Access(site, area, lens.width, index, None, chosen, self._who(), machine.count, self.clock, time)
+        self.atomics.setdefault(area.storage, []).append(access)
 
     def _who(self) -> Any:
         machine = self.machine
@@ -118,6 +128,11 @@ class Log:
             reads = self.reads.get(storage, [])
             if not self._apart(writes, reads):
                 self._examine(writes, reads)
+        for storage, atomics in self.atomics.items():
+            reads = [access for access in self.reads.get(storage, []) if not access.site.what.startswith("volatile")]
+            plain = [*self.writes.get(storage, []), *reads]
+            if plain:
+                self._mixed(plain, atomics)
 
     @staticmethod
     def _apart(writes: list[Access], reads: list[Access]) -> bool:
@@ -163,18 +178,53 @@ class Log:
         address, program, bits, rank, time = (np.concatenate(column) for column in zip(*columns, strict=True))
         is_write = rank < len(writes)
         if len({access.width for access in everything}) > 1:
-            unit = min(access.width for access in everything)
-            widths = np.array([access.width for access in everything])[rank] // unit
-            repeat = np.repeat(np.arange(len(address)), widths)
-            step = np.arange(len(repeat)) - np.repeat(np.cumsum(widths) - widths, widths)
-            address = address[repeat] + step * unit
-            program, bits, rank, time, is_write = (c[repeat] for c in (program, bits, rank, time, is_write))
+            address, piece = _in_pieces(everything, address, rank)
+            program, bits, rank, time, is_write = (c[piece] for c in (program, bits, rank, time, is_write))
         order = np.lexsort((time, address))
         address, program, bits, rank, is_write = (c[order] for c in (address, program, bits, rank, is_write))
         starts = np.flatnonzero(np.r_[True, address[1:] != address[:-1]])
         group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(address)]))
         # A writer of each address, its first; then the others' accesses that are not ordered with it.
         self._pairs(everything, address, program, bits, rank, is_write, group, starts)
+
+    def _mixed(self, plain: list[Access], atomics: list[Access]) -> None:
+        """Report plain accesses of addresses that other programs access atomically at any time.
+
+        Atomic operations on one address are ordered among themselves. So in an ordered launch those next to a
+        plain access in time stand for all; otherwise those of the first and the last program do.
+        """
+        everything = [*plain, *atomics]
+        lanes = [(*access.lanes(), access) for access in everything]
+        address, program = (np.concatenate([lane[i] for lane in lanes]) for i in (0, 1))
+        rank = np.repeat(np.arange(len(lanes)), [len(lane[0]) for lane in lanes])
+        address, piece = _in_pieces(everything, address, rank)
+        program, rank = program[piece], rank[piece]
+        time = np.array([access.time for access in everything])[rank]
+        order = np.lexsort((rank, time if self.machine.ordered else program, address))
+        address, program, rank = address[order], program[order], rank[order]
+        starts = np.flatnonzero(np.r_[True, address[1:] != address[:-1]])
+        group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(address)]))
+        position, is_atomic = np.arange(len(address)), rank >= len(plain)
+        if self.machine.ordered:
+            before = np.maximum.accumulate(np.where(is_atomic, position, -1))
+            after = np.minimum.accumulate(np.where(is_atomic, position, len(position))[::-1])[::-1]
+        else:
+            before, after = np.full(len(starts), len(position)), np.full(len(starts), -1)
+            np.minimum.at(before, group[is_atomic], position[is_atomic])
+            np.maximum.at(after, group[is_atomic], position[is_atomic])
+            before, after = before[group], after[group]
+        seen: set[tuple[Any, Any]] = set()
+        for near in (before, after):
+            there = near.clip(0, len(position) - 1)
+            conflict = ~is_atomic & is_atomic[there] & (group[there] == group) & (program != program[there])
+            for at in np.flatnonzero(conflict).tolist()[:100000]:
+                one, other = everything[rank[there[at]]], everything[rank[at]]
+                key = (one.site.number, other.site.number)
+                if key in seen or _ordered(one, int(program[there[at]]), other, int(program[at])):
+                    continue
+                seen.add(key)
+                count = int((conflict & (rank == rank[at])).sum())
+                self._say(one, int(program[there[at]]), other, int(program[at]), int(address[at]), count)
 
     def _pairs(
         self,
@@ -217,8 +267,9 @@ class Log:
         machine = self.machine
         offset = (address - other.area.address) // other.width
         names = [machine.program(number - machine.first) for number in (first, second)]
-        what = "writes another value to" if other.raw is not None else "reads"
-        message = f"{names[1]} {what} element {offset} of {other.area.name}, which {names[0]} writes"
+        what = "reads" if other.raw is None else "writes another value to" if one.raw is not None else "writes"
+        how = "writes" if one.raw is not None else "updates atomically"
+        message = f"{names[1]} {what} element {offset} of {other.area.name}, which {names[0]} {how}"
         if one.site.number != other.site.number:
             message += f" at {one.site.text()}"
         machine.report("race", other.site, message, lanes)
@@ -230,6 +281,15 @@ def _from(base: int, access: Access) -> Array | None:
     if rest:
         return None
     return access.index + shift if shift else access.index
+
+
+def _in_pieces(everything: list[Access], address: Array, rank: Array) -> tuple[Array, Array]:
+    """Addresses of accesses cut to the smallest width among them, and which access each piece is of."""
+    unit = min(access.width for access in everything)
+    widths = np.array([access.width for access in everything])[rank] // unit
+    piece = np.repeat(np.arange(len(address)), widths)
+    step = np.arange(len(piece)) - np.repeat(np.cumsum(widths) - widths, widths)
+    return address[piece] + step * unit, piece
 
 
 def _ordered(one: Access, first: int, other: Access, second: int) -> bool:

@@ -57,7 +57,8 @@ def _unsplat(tr: Translator, op: Op) -> None:
     if a.uniform:
         tr.bind(op, a.retyped(kind))
     else:
-        tr.bind(op, tr.let(f"{a.code}.reshape(-1)", kind, False, (), a.root, a.const))
+        made = tr.let(f"{a.code}.reshape(-1)", kind, False, (), a.root, a.const)
+        tr.bind(op, replace(made, twin=f"{a.twin}.reshape(-1)" if a.twin else None))
 
 
 @emits("tt.broadcast")

@@ -186,13 +186,15 @@ class Translator:
     def spread(self, val: Val, wanted: tuple[bool, ...]) -> Val:
         """The value as an array whose dimensions are full where wanted."""
         if val.uniform:
-            val = Val(self.array(val), val.type, False, (False,) * val.type.rank, val.root, val.const)
+            shape = (1,) * (1 + val.type.rank)
+            twin = f"np.full({shape}, {val.twin})" if val.twin else None
+            val = Val(self.array(val), val.type, False, (False,) * val.type.rank, val.root, val.const, twin)
         if all(have or not want for have, want in zip(val.full, wanted, strict=True)):
             return val
         full = tuple(have or want for have, want in zip(val.full, wanted, strict=True))
         shape = tuple(n if whole else 1 for n, whole in zip(val.type.shape or (), full, strict=True))
         made = self.let(f"R.spread({val.code}, {shape})", val.type, False, full, val.root, val.const)
-        twin = f"R.spread(np.asarray({val.twin}), {shape})" if val.twin else None
+        twin = f"R.spread({val.twin}, {shape})" if val.twin else None
         return replace(made, twin=twin)
 
     def whole(self, val: Val) -> Val:

@@ -92,6 +92,17 @@ def is_float(elem: str) -> bool:
     return elem[0] in "fb"
 
 
+WRAP = {bits: (1 << (bits - 1), (1 << bits) - 1) for bits in (8, 16, 32, 64)}
+
+
+def wrapped(code: str, elem: str) -> str:
+    """Code of a Python integer brought into the range of a signed type."""
+    if elem == "i1":
+        return f"bool({code} & 1)"
+    half, mask = WRAP[BITS[elem]]
+    return f"((({code}) + {half} & {mask}) - {half})"
+
+
 def union(vals: list[Val], rank: int) -> tuple[bool, ...]:
     """Which dimensions are full in an elementwise result of these values."""
     full = [False] * rank

@@ -64,7 +64,7 @@ def run(tmp_path, load, store, body, case):
     file = tmp_path / "candidate.py"
     file.write_text(textwrap.dedent(HEAD).format(load=load, store=store, body=body))
     target = find(str(file))
-    with Runner(target) as runner:
+    with Runner(target, engine="interpret") as runner:
         outcome = runner.run(case)
     return outcome, judge(case, outcome, target)
 
@@ -154,7 +154,7 @@ def test_block_pointers_and_autotuning_run_and_are_checked(size, faulty, tmp_pat
     file = tmp_path / "candidate.py"
     file.write_text(BLOCK_POINTER.format(size=size))
     target = find(str(file))
-    with Runner(target) as runner:
+    with Runner(target, engine="interpret") as runner:
         outcome = runner.run(rope_case())
     assert outcome.raised is not None
     assert outcome.raised.message == "done", outcome.raised
