@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from fuzzrope.interpreter import formats
+
 Array = np.ndarray
 Function = Callable[..., Array]
 
@@ -118,12 +120,50 @@ def _table() -> dict[str, Function]:
     table["__nv_mulhi"] = lambda x, y: (x.astype(np.int64) * y.astype(np.int64)) >> 32
     table["__nv_float_as_int"] = lambda x: x.view(np.int32)
     table["__nv_int_as_float"] = lambda x: x.view(np.float32)
-    table["__nv_llrintf"] = table["__nv_float2int_rn"] = table["__nv_llrint"] = np.rint
-    table["__nv_float2int_rd"] = np.floor
-    table["__nv_float2int_ru"] = np.ceil
-    table["__nv_float2int_rz"] = np.trunc
+    table["__nv_llrintf"] = table["__nv_llrint"] = _whole(np.rint, 64, True)
+    table["__nv_llroundf"] = table["__nv_llround"] = _whole(_away, 64, True)
     table["__nv_saturatef"] = lambda x: np.where(np.isnan(x), 0, np.clip(x, 0, 1)).astype(x.dtype)
+    return table | _conversions() | _fused()
+
+
+def _conversions() -> dict[str, Function]:
+    """Between formats with a rounding mode in the name; what does not fit in an integer saturates."""
+    table: dict[str, Function] = {}
+    kinds = (("int", 32, True), ("uint", 32, False), ("ll", 64, True), ("ull", 64, False))
+    for name, bits, signed in kinds:
+        for mode, function in (("rn", np.rint), ("rd", np.floor), ("ru", np.ceil), ("rz", np.trunc)):
+            table[f"__nv_float2{name}_{mode}"] = table[f"__nv_double2{name}_{mode}"] = _whole(function, bits, signed)
+        table[f"__nv_{name}2float_rn"] = _nearest("f32", signed)
+        table[f"__nv_{name}2double_rn"] = _nearest("f64", signed)
+    table["__nv_double2float_rn"] = lambda x: x
+    table["__nv_float_as_uint"] = lambda x: x.view(np.int32)
+    table["__nv_uint_as_float"] = lambda x: x.view(np.float32)
+    table["__nv_double_as_longlong"] = lambda x: x.view(np.int64)
+    table["__nv_longlong_as_double"] = lambda x: x.view(np.float64)
     return table
+
+
+def _fused() -> dict[str, Function]:
+    table: dict[str, Function] = {}
+    for name in ("fma", "fma_rn"):
+        table[f"__nv_{name}"] = lambda x, y, z: formats.fma(x, y, z, "f64")
+        table[f"__nv_{name.replace('fma', 'fmaf')}"] = lambda x, y, z: formats.fma(x, y, z, "f32")
+    for name in ("ldexp", "scalbn"):
+        table[f"__nv_{name}"] = table[f"__nv_{name}f"] = lambda x, n: np.ldexp(x.astype(np.float64), n)
+    table["__nv_powi"] = table["__nv_powif"] = _wide(np.power)
+    table["__nv_hadd"] = lambda x, y: (x.astype(np.int64) + y) >> 1
+    table["__nv_rhadd"] = lambda x, y: (x.astype(np.int64) + y + 1) >> 1
+    table["__nv_umulhi"] = lambda x, y: (x.view(np.uint32).astype(np.uint64) * y.view(np.uint32)) >> np.uint64(32)
+    table["__nv_ffs"] = table["__nv_ffsll"] = lambda x: np.where(x == 0, 0, _ones((x & -x) - 1) + 1)
+    return table
+
+
+def _whole(function: Callable[[Array], Array], bits: int, signed: bool) -> Function:
+    return lambda x: formats.float_to_int(function(x), bits, signed)
+
+
+def _nearest(elem: str, signed: bool) -> Function:
+    return lambda x: formats.int_to_float(x if signed else x.view(f"u{x.dtype.itemsize}"), elem)
 
 
 def _leading_zeros(x: Array, bits: int) -> Array:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fuzzrope.interpreter.engine import Unsupported
@@ -216,3 +217,30 @@ def test_loops_over_64_bit_numbers_and_with_a_step_known_only_when_launched(engi
     assert out.tolist() == [10 + 100 * sum(range(pid, 5, 2)) for pid in range(3)]
     with pytest.raises(Unsupported, match="does not end"):
         long_kernel[(3,)](out, first + 5, first, -1)
+
+
+@triton.jit
+def extern_kernel(x_ptr, n_ptr, out_ptr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    x, n = tl.load(x_ptr + i), tl.load(n_ptr + i)
+    tl.store(out_ptr + i, libdevice.float2int_rd(x))
+    tl.store(out_ptr + N + i, libdevice.float2int_rn(x))
+    tl.store(out_ptr + 2 * N + i, libdevice.float2ll_ru(x))
+    tl.store(out_ptr + 3 * N + i, libdevice.hadd(n, n + 1))
+    tl.store(out_ptr + 4 * N + i, libdevice.ffs(n))
+    tl.store(out_ptr + 5 * N + i, libdevice.float_as_int(libdevice.fma(x, x, -x)))
+    tl.store(out_ptr + 6 * N + i, libdevice.ldexp(x, n & 3).to(tl.int64))
+
+
+def test_functions_of_libdevice_on_integers_and_their_conversions(engine):
+    x = np.array([-2.5, -0.5, 0.5, 1.5, 2.5, 3e9, -3e9, 7.25], np.float32)
+    n = np.array([0, 1, -1, 8, 12, -8, 2**30, -(2**31)], np.int32)
+    out = torch.zeros(7, 8, dtype=torch.int64)
+    extern_kernel[(1,)](torch.from_numpy(x), torch.from_numpy(n), out, N=8)
+    wide = x.astype(np.float64)
+    expected = [np.floor(wide).clip(-(2**31), 2**31 - 1), np.rint(wide).clip(-(2**31), 2**31 - 1), np.ceil(wide)]
+    following = (n.astype(np.int64) + 1 + 2**31) % 2**32 - 2**31
+    expected += [(n.astype(np.int64) + following) >> 1, [0, 1, 1, 4, 3, 4, 31, 32]]
+    expected += [(wide * wide - wide).astype(np.float32).view(np.int32), np.trunc(wide * 2.0 ** (n & 3))]
+    for row, right in zip(out.numpy(), expected, strict=True):
+        np.testing.assert_array_equal(row, np.asarray(right).astype(np.int64))
