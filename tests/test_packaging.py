@@ -25,17 +25,20 @@ def test_tox_names_its_environments_in_order_and_lets_arguments_through():
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
     listed = tox["tox"]["env_list"].split()
-    assert listed == ["fuzz", "test", "replay", "lint", "typing"]
+    assert listed == ["fuzz", "test", "replay", "lint", "typing", "test-triton38"]
     for name in listed:
         section = tox[f"testenv:{name}"]
         assert section["description"]
         assert "{posargs" in section["commands"]
     assert "constraints.txt" in tox["testenv"]["set_env"]
+    assert "constraints-triton38.txt" in tox["testenv:test-triton38"]["set_env"]
 
 
 def test_the_constraints_pin_a_pair_of_torch_and_triton_that_belong_together():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert lines == ["torch==2.13.0", "triton==3.7.1"]
+    newest = (ROOT / "constraints-triton38.txt").read_text().splitlines()
+    assert [line for line in newest if not line.startswith("#")] == ["torch==2.13.0", "triton==3.8.0"]
 
 
 def test_the_package_declares_its_command_and_ships_its_types():
