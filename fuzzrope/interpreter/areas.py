@@ -21,6 +21,9 @@ DENSE_UP_TO = 2**26  # elements of a gapped view's span up to which a table says
 _data_ptr = torch.Tensor.data_ptr  # the engine puts its own in its place, to see who asks
 
 
+_DTYPES = {elem: np.dtype(name) for elem, name in STORED.items()}
+
+
 class _Memory:
     """Raw memory, presented to NumPy."""
 
@@ -33,8 +36,9 @@ class _Memory:
         }
 
 
+@functools.lru_cache(maxsize=1024)
 def memory(address: int, count: int, dtype: np.dtype) -> Array:
-    """An array (count,) over memory that something else keeps alive."""
+    """An array (count,) over memory that something else keeps alive while it is used."""
     if count <= 0:
         return np.empty(0, dtype=dtype)
     return np.asarray(_Memory(address, count, dtype))
@@ -79,7 +83,7 @@ class Lens:
     __slots__ = ("cover", "elem", "flat", "n", "places", "width")
 
     def __init__(self, area: Area, elem: str) -> None:
-        dtype = np.dtype(STORED[elem])
+        dtype = _DTYPES[elem]
         self.elem, self.width = elem, dtype.itemsize
         reach, cover, places = _span(area.shape, area.strides)
         if self.width != area.width:
