@@ -182,7 +182,7 @@ def _packed(variant: Variant) -> bytes:
         return pack(text)
     except UnknownOperationError as error:
         raise Unsupported(str(error)) from None
-    except Exception as error:
+    except Exception as error:  # our translator's fault: the target must not be blamed for it
         why = f"{type(error).__name__}: {error}"
         raise Unsupported(
             f"the CPU engine cannot translate {variant.name} (Triton {triton.__version__}): {why}"
@@ -296,7 +296,7 @@ class Kernel:
                 function(machine, None, program_ids(grid, first, machine.count), *values)
             except (DeviceAssertError, MemoryError):
                 raise
-            except Exception as error:
+            except Exception as error:  # the engine's own fault, likewise
                 raise Unsupported(f"the CPU engine failed in {name}: {type(error).__name__}: {error}") from error
         machine.log.report()
         engine.note_stores(machine.log)

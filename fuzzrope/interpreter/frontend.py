@@ -79,7 +79,7 @@ class Variant:
         implementation = self.backend.get_codegen_implementation(self.options)
         try:
             module = self.src.make_ir(self.target, self.options, implementation, self.backend.get_module_map(), context)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is raised again, without frames of Triton's
             filter_traceback(error)
             raise
         stages: dict[str, Any] = {}
