@@ -50,11 +50,7 @@ class Atomics:
         combine = COMBINE[what]
         if what in ("max", "min") and elem[0] in "fb":
             combine = runtime.maxnumf if what == "max" else runtime.minnumf
-
-        def update(old: Array, lanes: Array) -> Array:
-            return combine(old, lanes)
-
-        return _apply(self, site, area, elem, off, (value,), mask, act, exact, update, what != "exch")
+        return _apply(self, site, area, elem, off, (value,), mask, act, exact, combine, what != "exch")
 
     def atomic_cas(
         self: Any,

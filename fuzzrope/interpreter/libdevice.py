@@ -96,11 +96,10 @@ def _table() -> dict[str, Function]:
             table["__nv_fast_fdividef"] = _wide(np.divide)
         else:
             table[f"__nv_fast_{name}"] = table[f"__nv_{name}"]
-    for suffix, unsigned in (("", False), ("f", False), ("d", False)):
-        if not unsigned:
-            table[f"__nv_isnan{suffix}"] = np.isnan
-            table[f"__nv_isinf{suffix}"] = np.isinf
-            table[f"__nv_signbit{suffix}"] = np.signbit
+    for suffix in ("", "f", "d"):
+        table[f"__nv_isnan{suffix}"] = np.isnan
+        table[f"__nv_isinf{suffix}"] = np.isinf
+        table[f"__nv_signbit{suffix}"] = np.signbit
     table["__nv_finitef"] = table["__nv_isfinited"] = np.isfinite
     table["__nv_fsqrt_rn"] = table["__nv_dsqrt_rn"] = _wide(np.sqrt)
     table["__nv_frsqrt_rn"] = _wide(_rsqrt)
