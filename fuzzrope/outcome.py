@@ -115,7 +115,7 @@ def from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
     """Read a child's reply; raises :class:`ReplyError` when anything in it is not what it should be."""
     try:
         return _from_reply(header, blobs)
-    except Exception as error:
+    except Exception as error:  # a stranger's data may fail in any way
         raise ReplyError(f"{type(error).__name__}: {error}") from error
 
 

@@ -194,6 +194,7 @@ class Kernel:
 
     function = None
     shared = 0
+    # Nothing is assembled here; occupancy code that asks gets a plausible answer, which no result depends on.
     n_regs, n_spills, n_max_threads = 64, 0, 1024
 
     def __init__(self, engine: Engine, src: ASTSource, variant: Variant, options: dict[str, Any]) -> None:

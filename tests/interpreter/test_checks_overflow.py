@@ -1,4 +1,7 @@
-"""Index arithmetic that leaves 32 bits: on purpose, unused, or by mistake."""
+"""Index arithmetic that leaves 32 bits: on purpose, unused, or by mistake.
+
+Long because every case is a kernel of its own, right and wrong ones beside each other.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""Pointers of many origins; atomic operations and what they order."""
+"""Pointers of many origins; atomic operations and what they order.
+
+Long because every case is a kernel of its own, right and wrong ones beside each other.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""fuzzrope.interpreter.formats against torch, and against a rounding in exact rational arithmetic."""
+"""fuzzrope.interpreter.formats against torch, and against a rounding in exact rational arithmetic.
+
+Long because that exact rounding, which everything here is held against, stands beside its uses.
+"""
 
 import math
 from fractions import Fraction
