@@ -9,11 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
-from typing import Any
 
 from fuzzrope.build import distinct, offsets
 from fuzzrope.case import ITEMSIZE, TensorSpec
-from fuzzrope.strategies import BOOLEANS, integers, sampled
+from fuzzrope.draw import Draw
 
 FAR = 2**30  # a stride, in elements, that takes a third batch beyond 32-bit offsets
 ALIGNMENT = 16  # bytes that a vectorized access wants
@@ -53,36 +52,35 @@ def least_sizes(layout: str, rank: int) -> tuple[int, ...]:
     return (1,) * rank
 
 
-def arrange(draw: Any, shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+def arrange(draw: Draw, shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     """Draw strides of the named layout for this shape."""
     rank = len(shape)
     if layout.startswith("permuted"):
         return dense(shape, layout.split()[1])
     if layout == "sliced":
-        steps = [draw(integers(1, 3)) for _ in shape[:-1]] + [draw(integers(2, 3))]
+        steps = [draw.integer(1, 3) for _ in shape[:-1]] + [draw.integer(2, 3)]
         whole = dense(tuple(n * step for n, step in zip(shape, steps, strict=True)))
         return tuple(stride * step for stride, step in zip(whole, steps, strict=True))
     if layout == "padded":
-        extra = [0] + [draw(integers(0, 2)) for _ in shape[1:-1]] + [draw(integers(1, 9))]
+        extra = [0] + [draw.integer(0, 2) for _ in shape[1:-1]] + [draw.integer(1, 9)]
         return dense(tuple(n + more for n, more in zip(shape, extra, strict=True)))
     if layout == "expanded":
         wide = [dim for dim in range(rank) if shape[dim] > 1] or [0]
-        flat = {draw(sampled(*wide))} | {dim for dim in wide if draw(BOOLEANS)}
+        flat = {draw.choice(wide)} | {dim for dim in wide if draw.flag()}
         kept = dense(tuple(1 if dim in flat else n for dim, n in enumerate(shape)))
         return tuple(0 if dim in flat else stride for dim, stride in enumerate(kept))
     if layout == "overlapping":
         strides = list(dense(shape))
-        outer = draw(sampled(*[dim for dim in range(rank - 1) if shape[dim] > 1] or [0]))
-        strides[outer] = draw(integers(1, max(strides[outer] - 1, 1)))
+        outer = draw.choice([dim for dim in range(rank - 1) if shape[dim] > 1] or [0])
+        strides[outer] = draw.integer(1, max(strides[outer] - 1, 1))
         return tuple(strides)
     if layout == "odd ones":
         odd = (7, 0, 1, 3, 2**20, 2**31 + 1)
         return tuple(
-            draw(sampled(*[o for o in odd if o != s])) if n == 1 else s
-            for n, s in zip(shape, dense(shape), strict=True)
+            draw.choice([o for o in odd if o != s]) if n == 1 else s for n, s in zip(shape, dense(shape), strict=True)
         )
     if layout == "far batch":
-        return (draw(sampled(FAR, FAR + 8, 2 * FAR)), *dense(shape)[1:])
+        return (draw.choice((FAR, FAR + 8, 2 * FAR)), *dense(shape)[1:])
     return dense(shape)
 
 

@@ -14,11 +14,11 @@ ROOT = PACKAGE.parent
 
 #: Rooms from the ground up. A module imports from its own room and from those below it, never sideways.
 FLOORS = (
-    {"text", "strategies"},
+    {"text", "draw"},
     {"case", "findings", "targets", "numbers", "versions"},
     {"values", "outcome"},
     {"build"},
-    {"geometry", "draw"},
+    {"geometry"},
     {"operations"},
     {"shrink", "corpus", "judge", "run", "interpreter", "mutants", "specimens"},
     {"settings", "events"},

@@ -3,14 +3,13 @@
 import pytest
 
 from fuzzrope.draw import search
-from fuzzrope.strategies import BOOLEANS, integers, sampled
 
 
 def drawn(fails, examples=30, seed="s"):
     seen = []
 
     def test(draw):
-        seen.append((draw(integers(0, 10**6)), draw(BOOLEANS), draw(sampled("a", "b", "c"))))
+        seen.append((draw.integer(0, 10**6), draw.flag(), draw.choice("abc")))
         return fails(seen[-1])
 
     search(test, examples, seed)
@@ -37,11 +36,8 @@ def test_what_the_test_raises_comes_through():
         drawn(broken)
 
 
-def test_equal_choices_of_different_types_are_different_strategies():
-    assert {
-        type(x) for x in (sampled(1, 0).elements[0], sampled(1.0, 0.0).elements[0], sampled(True, False).elements[0])
-    } == {
-        int,
-        float,
-        bool,
-    }
+def test_mostly_draws_the_first_about_half_the_time_and_every_other_too():
+    seen = []
+    search(lambda draw: seen.append(draw.mostly("abcd")), 400, "m")
+    assert set(seen) == set("abcd")
+    assert 0.4 < seen.count("a") / len(seen) < 0.85  # mutation repeats what was drawn

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzzrope.case import TensorSpec
+from fuzzrope.draw import Draw
 from fuzzrope.geometry import FAR, arrange, dense, layouts, least_sizes, misaligned, orders, traits
 
 NAMED = [(rank, layout) for rank in (2, 4) for layout in layouts(rank)]
@@ -30,7 +31,7 @@ def test_an_arranged_layout_is_recognised(rank, layout, data):
     shape = tuple(least + data.draw(st.integers(0, 2)) for least in least_sizes(layout, rank))
     if layout == "odd ones":
         shape = (1, *shape[1:])
-    strides = arrange(data.draw, shape, layout)
+    strides = arrange(Draw(data.conjecture_data), shape, layout)
     assert len(strides) == rank
     found = traits(spec(shape, strides))
     if layout == "odd ones" and all(s == d for n, s, d in zip(shape, strides, dense(shape), strict=True) if n == 1):
@@ -43,22 +44,16 @@ def test_an_arranged_layout_is_recognised(rank, layout, data):
 def test_the_least_sizes_suffice_whatever_is_drawn(rank, layout):
     """Every draw answered with its least or its greatest choice."""
     for last in itertools.product((False, True), repeat=2 * rank):
-        answers = iter(last)
-
-        def draw(strategy, answers=answers):
-            return _extreme(strategy, next(answers, False))
-
         shape = least_sizes(layout, rank)
-        assert layout in traits(spec(shape, arrange(draw, shape, layout)))
+        assert layout in traits(spec(shape, arrange(Extremes(last), shape, layout)))
 
 
-def _extreme(strategy, last):
-    strategy = getattr(strategy, "wrapped_strategy", strategy)
-    if hasattr(strategy, "start"):
-        return strategy.end if last else strategy.start
-    if hasattr(strategy, "elements"):
-        return strategy.elements[-1 if last else 0]
-    return last
+class Extremes(Draw):
+    """The least or the greatest of each choice, as told; the least when told no more."""
+
+    def __init__(self, last):
+        answers = iter(last)
+        self._integer = lambda low, high: high if next(answers, False) else low
 
 
 @pytest.mark.parametrize(("rank", "layout"), NAMED)
@@ -66,7 +61,7 @@ def _extreme(strategy, last):
 @given(data=st.data())
 def test_any_shape_can_be_arranged_without_negative_strides(rank, layout, data):
     shape = tuple(data.draw(st.integers(0, 3)) for _ in range(rank))
-    strides = arrange(data.draw, shape, layout)
+    strides = arrange(Draw(data.conjecture_data), shape, layout)
     assert len(strides) == rank
     assert min(strides) >= 0
 

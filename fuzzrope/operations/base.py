@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from fuzzrope.case import Case
+from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact
 
 Tensors = Mapping[str, torch.Tensor]
-Draw = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Operation(Protocol):
         """Names of the strata that a case lies in, judged by its geometry and values alone."""
 
     def draw(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
-        """Draw a case with Hypothesis' ``draw``, with some choices pinned."""
+        """Draw a case with choices of ``draw``, with some choices pinned."""
 
     def simpler(self, case: Case) -> list[Case]:
         """Cases with dimensions that belong together reduced together, boldest first, for minimizing."""

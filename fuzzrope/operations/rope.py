@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from fuzzrope.case import FLOATS, Case
+from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact, Format, clipped, difference, format_of, product
 from fuzzrope.operations import rope_cases, rope_strata
-from fuzzrope.operations.base import Draw, Envelope, Stratum, Tensors
+from fuzzrope.operations.base import Envelope, Stratum, Tensors
 
 
 class Rope:

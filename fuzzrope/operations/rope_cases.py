@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fuzzrope.case import FLOATS, Case, TensorSpec, Values
+from fuzzrope.draw import Draw
 from fuzzrope.geometry import arrange, dense, layouts, least_sizes
-from fuzzrope.operations.base import Draw
 from fuzzrope.operations.rope_strata import DRAWN_VALUES, HEADS, NAMES, RELATIONS, TABLES, edges, invalid_kind, usable
-from fuzzrope.strategies import BOOLEANS, integers, sampled
 
 MAX_ROWS = 192  # of q and of k, where nothing is pinned: engines may run one program a row
 MAX_FAR_BATCH = 4  # more batches so far apart would exceed the address space a child may map
@@ -46,7 +45,7 @@ class _Plan:
         """The pinned choice of this key, or a drawn one; the first, plain one is drawn half the time."""
         if key in self.pins:
             return self.pins[key]
-        return self.draw(sampled(*choices)) if self.draw(BOOLEANS) else choices[0]
+        return self.draw.mostly(choices)
 
 
 def draw_case(draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
@@ -91,9 +90,9 @@ def _draw_dtypes(plan: _Plan, relation: str) -> dict[str, str]:
         mix = plan.pins["dtypes"]
     else:
         floats = tuple(f for f in ("float32", "float16", "float64", "bfloat16") if f in plan.pins.get("floats", FLOATS))
-        first = plan.draw(sampled(*floats))
-        mixed = plan.draw(BOOLEANS)
-        mix = tuple(plan.draw(sampled(*floats)) if mixed else first for _ in NAMES)
+        first = plan.draw.choice(floats)
+        mixed = plan.draw.flag()
+        mix = tuple(plan.draw.choice(floats) if mixed else first for _ in NAMES)
     dtypes = dict(zip(NAMES, mix, strict=True))
     if relation != "separate":
         dtypes["k"] = dtypes["q"]
@@ -116,7 +115,7 @@ def _draw_sizes(plan: _Plan, blocks: tuple[int, ...]) -> dict[str, int]:
     for name, size in drawn.items():
         if isinstance(size, tuple):
             step = 2 if name == "D" else 1
-            drawn[name] = size[1] + step * plan.draw(integers(1, 4))
+            drawn[name] = size[1] + step * plan.draw.integer(1, 4)
         elif name not in plan.pins:
             drawn[name] = max(size, least[name])
     if plan.pins.get("tables") == "half spreads":
@@ -158,13 +157,13 @@ def _draw_shapes(plan: _Plan, sizes: Mapping[str, int], relation: str) -> dict[s
     kind = plan.choose("heads", HEADS) if relation == "separate" or "heads" in pins else "equal"
     batch_k, heads_k, seq_k = batch, heads, seq
     if kind == "fewer for k":
-        heads_k = max(heads // plan.draw(sampled(2, 4, heads)), 1) if heads > 1 else 1
+        heads_k = max(heads // plan.draw.choice((2, 4, heads)), 1) if heads > 1 else 1
     elif kind == "more for k":
         heads_k = heads + 1
     elif kind == "other batch":
         batch_k = 1 if batch > 1 else batch + 1
     if "Hk" in pins:
-        heads_k = pins["Hk"] if isinstance(pins["Hk"], int) else pins["Hk"][1] + plan.draw(integers(1, 4))
+        heads_k = pins["Hk"] if isinstance(pins["Hk"], int) else pins["Hk"][1] + plan.draw.integer(1, 4)
         heads_k = heads if relation == "same tensor" else heads_k
     if "layout.k" in pins:
         need = least_sizes(pins["layout.k"], 4)
@@ -177,24 +176,24 @@ def _draw_shapes(plan: _Plan, sizes: Mapping[str, int], relation: str) -> dict[s
     rows, half = seq, width // 2
     cos: tuple[int, int] = (rows, half)
     if tables == "longer":
-        cos = (rows + plan.draw(sampled(1, 2, 3, 17, 64, 3 * rows + 1)), half)
+        cos = (rows + plan.draw.choice((1, 2, 3, 17, 64, 3 * rows + 1)), half)
     elif tables == "one row":
         cos = (1, half)
     elif tables == "one column":
         cos = (rows, 1)
     elif tables == "half spreads" and half == 1:
-        cos = (rows, plan.draw(sampled(2, 3, 17, 65)))
+        cos = (rows, plan.draw.choice((2, 3, 17, 65)))
     sin = cos
     if tables == "cos and sin differ":
-        sin = plan.draw(sampled((1, half), (rows, 1), (rows + 1, half), (1, 1)))
+        sin = plan.draw.choice(((1, half), (rows, 1), (rows + 1, half), (1, 1)))
     return {"q": (batch, heads, seq, width), "k": (batch_k, heads_k, seq_k, width), "cos": cos, "sin": sin}
 
 
 def _draw_values(plan: _Plan, name: str) -> Values:
     kind = plan.choose(f"values.{name}", DRAWN_VALUES)
     if kind == "constant":
-        return Values("constant", 0, (float(plan.draw(sampled(1.0, 0.0, -1.0, -0.0, 2.5, 0.1))),))
-    return Values(kind, plan.draw(integers(0, 2**16)))
+        return Values("constant", 0, (float(plan.draw.choice((1.0, 0.0, -1.0, -0.0, 2.5, 0.1))),))
+    return Values(kind, plan.draw.integer(0, 2**16))
 
 
 def _packed(q: TensorSpec, k: TensorSpec) -> tuple[TensorSpec, TensorSpec]:
@@ -209,15 +208,15 @@ def _packed(q: TensorSpec, k: TensorSpec) -> tuple[TensorSpec, TensorSpec]:
 
 def _spoil(draw: Draw, case: Case, what: str) -> Case:
     """Make a valid case invalid in the named way."""
-    name = draw(sampled("q", "k"))
-    table = draw(sampled("cos", "sin"))
+    name = draw.choice(("q", "k"))
+    table = draw.choice(("cos", "sin"))
     x, t = case[name], case[table]
     if what == "mixed devices":
-        return case.with_tensor(draw(sampled(*NAMES)), device="cpu")
+        return case.with_tensor(draw.choice(NAMES), device="cpu")
     if what == "integer q":
-        return case.with_tensor(name, dtype=draw(sampled("int32", "int64")))
+        return case.with_tensor(name, dtype=draw.choice(("int32", "int64")))
     if what == "integer cos":
-        return case.with_tensor(table, dtype=draw(sampled("int32", "int64")))
+        return case.with_tensor(table, dtype=draw.choice(("int32", "int64")))
     if what == "rank of q":
         return case.with_tensor(name, shape=x.shape[1:], strides=x.strides[1:])
     if what == "rank of cos":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fuzzrope.build import build
 from fuzzrope.case import FLOATS, Case
+from fuzzrope.draw import Draw
 from fuzzrope.operations.rope import Rope
 from kernels import reference
 
@@ -23,7 +24,7 @@ Shape = tuple[int, ...]
 
 @st.composite
 def cases(draw: Callable) -> Case:
-    return ROPE.draw(draw, {}, (16, 64))
+    return ROPE.draw(Draw(draw(st.data()).conjecture_data), {}, (16, 64))
 
 
 def dtype_of(name: str) -> torch.dtype:

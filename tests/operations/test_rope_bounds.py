@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fuzzrope.build import FRESH, build
 from fuzzrope.case import FLOATS, Case, Values
+from fuzzrope.draw import Draw
 from fuzzrope.findings import Finding
 from fuzzrope.judge.values import Comparison, compare
 from fuzzrope.numbers import Format, format_of
@@ -246,7 +247,7 @@ def test_correct_variants_stay_inside_for_every_dtype_mix_and_recipe(
 @settings(max_examples=120, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_the_reference_stays_inside_for_every_drawn_case(data: st.DataObject):
-    case: Case = ROPE.draw(data.draw, {}, (16, 64))
+    case: Case = ROPE.draw(Draw(data.conjecture_data), {}, (16, 64))
     tensors = build(case).tensors
     reference = ROPE.reference(tensors)
     for output in ("q", "k"):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fuzzrope.build import build
 from fuzzrope.case import MAX_ELEMENTS, Case
+from fuzzrope.draw import Draw
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.operations.rope_strata import INVALID, MAX_HEAD_DIM
 
@@ -53,7 +54,7 @@ def missed(stratum, examples):
     @drawing(examples)
     def draw(data):
         nonlocal count
-        case = ROPE.draw(data.draw, dict(stratum.pins), BLOCKS)
+        case = ROPE.draw(Draw(data.conjecture_data), dict(stratum.pins), BLOCKS)
         assert Case.from_json(case.to_json()) == case
         assert stratum.group == "invalid" or refuses(case) is None
         count += stratum.name not in ROPE.classify(case, BLOCKS)
@@ -91,7 +92,7 @@ def test_what_is_pinned_puts_every_drawn_case_into_its_stratum(group):
 def test_a_case_is_invalid_exactly_when_it_is_refused(kind):
     @drawing(25)
     def check(data):
-        case = ROPE.draw(data.draw, {"invalid": kind}, BLOCKS)
+        case = ROPE.draw(Draw(data.conjecture_data), {"invalid": kind}, BLOCKS)
         named = {name for name in ROPE.classify(case, BLOCKS) if name.startswith("invalid")}
         assert bool(named) == (refuses(case) is not None)
         assert named <= {f"invalid: {kind}"}
@@ -101,7 +102,7 @@ def test_a_case_is_invalid_exactly_when_it_is_refused(kind):
 
 @drawing(150)
 def test_a_free_case_is_valid_readable_and_affordable(data):
-    case = ROPE.draw(data.draw, {}, BLOCKS)
+    case = ROPE.draw(Draw(data.conjecture_data), {}, BLOCKS)
     assert refuses(case) is None
     assert not any(name.startswith("invalid") for name in ROPE.classify(case, BLOCKS))
     assert Case.from_json(case.to_json()) == case
@@ -116,7 +117,7 @@ def test_free_cases_differ_from_each_other():
 
     @drawing(100)
     def check(data):
-        seen.update(ROPE.classify(ROPE.draw(data.draw, {}, BLOCKS), BLOCKS))
+        seen.update(ROPE.classify(ROPE.draw(Draw(data.conjecture_data), {}, BLOCKS), BLOCKS))
 
     check()
     assert len(seen) > 80
@@ -126,7 +127,7 @@ def test_free_cases_differ_from_each_other():
 def test_only_the_dtypes_asked_for_are_drawn(floats):
     @drawing(20)
     def check(data):
-        case = ROPE.draw(data.draw, {"floats": floats}, BLOCKS)
+        case = ROPE.draw(Draw(data.conjecture_data), {"floats": floats}, BLOCKS)
         assert {spec.dtype for _, spec in case.tensors} <= set(floats)
 
     check()
@@ -144,7 +145,7 @@ def test_probes_are_plain_and_valid():
 
 @drawing(40)
 def test_simpler_cases_are_smaller_and_still_valid(data):
-    case = ROPE.draw(data.draw, {}, BLOCKS)
+    case = ROPE.draw(Draw(data.conjecture_data), {}, BLOCKS)
     for simpler in ROPE.simpler(case):
         assert simpler != case
         assert refuses(simpler) is None
