@@ -40,6 +40,17 @@ class Format:
         return self.min_exponent - self.digits + 1
 
     @property
+    def half_step(self) -> float:
+        """Half the smallest subnormal number: what rounding errs by where the result is below the normal ones."""
+        return 2.0 ** (self.smallest_exponent - 1)
+
+    @property
+    def rounds_to_infinity(self) -> float:
+        """The least magnitude that rounds to infinity; infinite for float64, which cannot hold its own."""
+        one, below, exponent = self.overflow
+        return float(np.ldexp(one + below, exponent)) if self.digits < 53 else np.inf
+
+    @property
     def overflow(self) -> tuple[float, float, int]:
         """The least magnitude that rounds to infinity, (high + low) * 2^exponent."""
         return 1.0, -(2.0 ** -(self.digits + 1)), int(np.frexp(self.max)[1])
@@ -83,16 +94,33 @@ def clipped(numbers: Array, low: int, high: int) -> Array:
     return np.minimum(np.maximum(numbers, low), high)
 
 
+_ZERO, _NO_EXPONENT = np.float64(0.0), np.int64(0)
 ZERO_EXPONENT = -(2**20)  # the exponent of an exact zero: below that of any number
 
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """Finite numbers (high + low) * 2^exponent with |high| below 4; low is below an ulp of high."""
+    """Finite numbers (high + low) * 2^exponent; low is below an ulp of high.
+
+    ``plain`` says that low and exponent are zero throughout.
+    """
 
     high: Array
     low: Array
     exponent: Array
+    plain: bool = False
+
+    @classmethod
+    def of(cls, numbers: Array) -> Exact:
+        """Numbers that float64 holds."""
+        return cls(numbers, np.broadcast_to(_ZERO, numbers.shape), np.broadcast_to(_NO_EXPONENT, numbers.shape), True)
+
+    def distance(self, numbers: Array) -> Array:
+        """|number - self| in units of 2^exponent."""
+        if self.plain:
+            return np.abs(numbers - self.high)
+        scaled = np.ldexp(numbers, clipped(-self.exponent, -2000, 2000))
+        return np.abs((scaled - self.high) - self.low)
 
     def at(self, exponent: Array) -> tuple[Array, Array]:
         """high and low scaled to another exponent; what is too small to matter there becomes 0."""

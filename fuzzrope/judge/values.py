@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from fuzzrope.build import DTYPES, FRESH, WORDS
+from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
-from fuzzrope.numbers import Exact, clipped
 from fuzzrope.operations import Envelope
 
 
@@ -19,8 +19,8 @@ class Errors:
     """Error statistics of one dtype, over finite elements; ``add`` folds others in.
 
     ``max_ulp`` is the largest distance from eager PyTorch's answer, counted in representable numbers;
-    ``over_bound`` the largest error over bound. The squares are sums over elements of error over bound,
-    the target's and eager PyTorch's own.
+    ``over_bound`` the largest error over bound, met in ``worst_case``. The squares are sums over elements of
+    error over bound, the target's and eager PyTorch's own.
     """
 
     count: int = 0
@@ -28,7 +28,7 @@ class Errors:
     over_bound: float = 0.0
     squares: float = 0.0
     reference_squares: float = 0.0
-    worst_case: str = ""
+    worst_case: Case | None = None
 
     def add(self, other: Errors) -> None:
         """Fold in the statistics of another case."""
@@ -39,6 +39,11 @@ class Errors:
         self.over_bound = max(self.over_bound, other.over_bound)
         self.squares += other.squares
         self.reference_squares += other.reference_squares
+
+    @property
+    def worst_id(self) -> str:
+        """The id of the worst case, or nothing."""
+        return "" if self.worst_case is None else self.worst_case.id
 
     @property
     def rms_ratio(self) -> float | None:
@@ -84,12 +89,6 @@ def _steps(tensor: torch.Tensor) -> np.ndarray:
     return np.where(bits < 0, -magnitude, magnitude)
 
 
-def _error(numbers: np.ndarray, exact: Exact) -> np.ndarray:
-    """|number - exact| in units of 2^exact.exponent."""
-    scaled = np.ldexp(numbers, clipped(-exact.exponent, -2000, 2000))
-    return np.abs((scaled - exact.high) - exact.low)
-
-
 def compare(
     output: str, got: torch.Tensor, reference: torch.Tensor, envelope: Envelope, origin: str = ""
 ) -> Comparison:
@@ -102,17 +101,24 @@ def compare(
     if got.numel() == 0:
         return result
     numbers = _numbers(got)
+    fresh = _bits(got) == FRESH[got.element_size()]  # still the poison of fresh memory
     with np.errstate(all="ignore"):
         finite = np.isfinite(numbers)
-        error = _error(np.where(finite, numbers, 0.0), envelope.exact)
+        if envelope.tame and finite.all():  # the usual case, in which only size matters
+            error = envelope.exact.distance(numbers)
+            ratio = error / envelope.bound
+            result.errors = _statistics(got, reference, ratio, None, envelope)
+            if not (error > envelope.bound).any():
+                return result
+        else:
+            error = envelope.exact.distance(np.where(finite, numbers, 0.0))
+            ratio = error / envelope.bound
+            result.errors = _statistics(got, reference, ratio, finite & envelope.finite, envelope)
         allowed = np.where(np.isnan(numbers), envelope.nan, np.where(numbers > 0, envelope.positive, envelope.negative))
-        fresh = _bits(got) == FRESH[got.element_size()]  # still the poison of fresh memory
         special = np.where(finite, ~envelope.finite, ~allowed) & ~fresh
         outside = finite & envelope.finite & (error > envelope.bound)
         zero = finite & (numbers == 0) & (envelope.zero_sign != 0)
         wrong_zero = zero & (np.signbit(numbers) != (envelope.zero_sign < 0))
-        ratio = error / envelope.bound
-        result.errors = _statistics(got, reference, ratio, finite & envelope.finite, envelope)
     if fresh.any():
         where = _place(shape, int(np.argmax(fresh)))
         message = f"{int(fresh.sum())} of {got.numel()} elements were never written, the first at {output}{where}"
@@ -132,18 +138,19 @@ def compare(
 
 
 def _statistics(
-    got: torch.Tensor, reference: torch.Tensor, ratio: np.ndarray, measured: np.ndarray, envelope: Envelope
+    got: torch.Tensor, reference: torch.Tensor, ratio: np.ndarray, measured: np.ndarray | None, envelope: Envelope
 ) -> Errors:
-    if not measured.any():
+    """Statistics of the elements that are measured, None standing for all."""
+    of_measured = ratio if measured is None else ratio[measured]
+    if not of_measured.size:
         return Errors()
-    of_measured = ratio[measured]
     errors = Errors(count=of_measured.size, over_bound=float(of_measured.max()))
     if (_bits(got) == _bits(reference)).all():  # what follows would give the same
         errors.squares = errors.reference_squares = float(np.square(of_measured).sum())
         return errors
     own = _numbers(reference)
-    both = measured & np.isfinite(own)
-    own_ratio = _error(np.where(both, own, 0.0), envelope.exact) / envelope.bound
+    both = np.isfinite(own) if measured is None else measured & np.isfinite(own)
+    own_ratio = envelope.exact.distance(np.where(both, own, 0.0)) / envelope.bound
     errors.max_ulp = int(np.abs(_steps(got) - _steps(reference))[both].max(initial=0))
     errors.squares = float(np.square(ratio[both]).sum())
     errors.reference_squares = float(np.square(own_ratio[both]).sum())

@@ -136,7 +136,7 @@ def _judge_outputs(
             found += compare_exact(name, got, reference, "it is passed through")
             continue
         comparison = compare(name, got, reference, operation.envelope(name, inputs.tensors), output.origin)
-        comparison.errors.worst_case = case.id
+        comparison.errors.worst_case = case
         verdict.errors.setdefault(output.dtype, Errors()).add(comparison.errors)
         found += comparison.findings
         if target.exact and not comparison.findings:

@@ -25,6 +25,7 @@ class Envelope:
         bound: how far a finite answer may be from it, in units of 2^exact.exponent.
         finite, nan, positive, negative: whether a finite answer, NaN, +inf, -inf is allowed.
         zero_sign: +1 or -1 where the answer is a zero whose sign is determined, else 0.
+        tame: every answer is finite, and none is a zero of determined sign.
     """
 
     exact: Exact
@@ -34,6 +35,7 @@ class Envelope:
     positive: np.ndarray
     negative: np.ndarray
     zero_sign: np.ndarray
+    tame: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from fuzzrope.numbers import Exact, Format, clipped, difference, format_of, prod
 from fuzzrope.operations import rope_cases, rope_strata
 from fuzzrope.operations.base import Envelope, Stratum, Tensors
 
+MAX_NARROW = 24  # digits of formats whose products float64 holds exactly
+
 
 class Rope:
     """Rotary position embedding of a query and a key."""
@@ -62,13 +64,23 @@ class Rope:
         cos_type, sin_type = torch.promote_types(x.dtype, cos.dtype), torch.promote_types(x.dtype, sin.dtype)
         formats = [format_of(t) for t in (cos_type, sin_type, torch.promote_types(cos_type, sin_type))]
         numbers, c, s = (t.to(torch.float64).numpy() for t in (x, cos[:length], sin[:length]))
-        x1, x2 = numbers[..., :half], numbers[..., half:]
-        shape = np.broadcast_shapes(x1.shape, c.shape, s.shape)
-        operands = np.empty((4, *shape[:-1], 2, shape[-1]))
-        for operand, of_halves in zip(operands, ((x1, x2), (c, c), (x2, x1), (s, -s)), strict=True):
-            operand[..., 0, :], operand[..., 1, :] = of_halves
-        a, c, b, s = operands.reshape(4, -1)
-        return _envelope(a, c, b, s, *formats)
+        halves = numbers.reshape(*numbers.shape[:-1], 2, half)  # (batch, head, position, half, column)
+        c, s = c[:, None, :], s[:, None, :]
+        if max(form.digits for form in formats) <= MAX_NARROW:
+            with np.errstate(all="ignore"):
+                left, across = halves * c, halves * s
+            right = np.empty_like(across)
+            right[..., 0, :] = across[..., 1, :]
+            np.negative(across[..., 0, :], out=right[..., 1, :])
+            shape = np.broadcast_shapes(left.shape, right.shape)
+            ac, bs = (np.broadcast_to(t, shape).reshape(-1) for t in (left, right))
+            return _narrow_envelope(ac, bs, *formats)
+        shape = np.broadcast_shapes(halves.shape, c.shape, s.shape)
+        operands = np.empty((4, *shape))
+        operands[0], operands[1], operands[3] = halves, c, s
+        operands[2, ..., 0, :], operands[2, ..., 1, :] = halves[..., 1, :], halves[..., 0, :]
+        np.negative(operands[3, ..., 1, :], out=operands[3, ..., 1, :])
+        return _envelope(*operands.reshape(4, -1), *formats)
 
     def probes(self) -> tuple[Case, ...]:
         """The benchmark's own shape, and a larger one that shows a tile."""
@@ -107,6 +119,53 @@ def _magnitude(value: Exact, exponent: np.ndarray) -> np.ndarray:
     return np.abs(high + low)
 
 
+def _narrow_envelope(ac: np.ndarray, bs: np.ndarray, p: Format, r: Format, o: Format) -> Envelope:
+    """:func:`_envelope` for formats up to float32, from the products in float64, where they are exact.
+
+    Their difference is rounded once, to 2^-53, which the slack covers with room for the bound's own rounding.
+    """
+    with np.errstate(all="ignore"):
+        exact = ac - bs
+        left, right, size = np.abs(ac), np.abs(bs), np.abs(exact)
+        slack = left * (p.roundoff + 2.0**-52) + right * (r.roundoff + 2.0**-52) + (p.half_step + r.half_step)
+        bound = slack + o.roundoff * (size + slack) + o.half_step
+        zero = (ac == 0) & (bs == 0)
+        zero_sign = np.where(zero, np.where(np.signbit(exact), -1, 1), 0)
+        reach = size + bound
+        tame = reach.max(initial=0.0) < o.rounds_to_infinity
+        if tame and left.max(initial=0.0) < p.rounds_to_infinity and right.max(initial=0.0) < r.rounds_to_infinity:
+            never = np.broadcast_to(np.False_, exact.shape)
+            return Envelope(Exact.of(exact), bound, ~never, never, never, never, zero_sign, tame=not zero.any())
+        left_finite, right_finite = np.isfinite(ac), np.isfinite(bs)
+        finite = left_finite & right_finite
+        left_far = left_finite & (left >= p.rounds_to_infinity)
+        right_far = right_finite & (right >= r.rounds_to_infinity)
+        nan, positive, negative = _special(ac, bs, left_finite, right_finite, left_far, right_far)
+        far = finite & (reach >= o.rounds_to_infinity)
+        exact, bound = np.where(finite, exact, 0.0), np.where(finite, bound, 0.0)
+        positive, negative = positive | (far & (exact > 0)), negative | (far & (exact < 0))
+        return Envelope(Exact.of(exact), bound, finite, nan, positive, negative, np.where(finite, zero_sign, 0))
+
+
+def _special(
+    ac: np.ndarray,
+    bs: np.ndarray,
+    left_finite: np.ndarray,
+    right_finite: np.ndarray,
+    left_far: np.ndarray,
+    right_far: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where ac - bs may be NaN, +inf and -inf, given which products are finite, and which may overflow."""
+    left, right = np.where(left_finite, np.copysign(0.0, ac), ac), np.where(right_finite, np.copysign(0.0, bs), bs)
+    outcomes = [left - right]
+    if left_far.any() or right_far.any():
+        far_left = np.where(left_far, np.copysign(np.inf, ac), left)
+        far_right = np.where(right_far, np.copysign(np.inf, bs), right)
+        outcomes += [far_left - right, left - far_right, far_left - far_right]
+    nan, positive, negative = zip(*((np.isnan(x), x == np.inf, x == -np.inf) for x in outcomes), strict=True)
+    return reduce(np.logical_or, nan), reduce(np.logical_or, positive), reduce(np.logical_or, negative)
+
+
 def _envelope(a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: Format, r: Format, o: Format) -> Envelope:
     """What may come out of a*c - b*s with products in formats p and r and the result in o.
 
@@ -136,17 +195,11 @@ def _envelope(a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: For
         slack += _magnitude(bs, unit) * (r.roundoff + 2.0**-100) + half_step(r)
         bound = slack + o.roundoff * (np.abs(exact.high) + slack) + half_step(o)
 
-        # The two products as IEEE sees them: their sign, and whether they are or may become infinite.
+        # The two products as IEEE sees them.
         left, right = a * c, b * s
-        left_kind = np.where(left_finite, np.copysign(0.0, left), left)
-        right_kind = np.where(right_finite, np.copysign(0.0, right), right)
-        outcomes = [left_kind - right_kind]
         left_far = left_finite & _rounded_to_infinity(ac, p)
         right_far = right_finite & _rounded_to_infinity(bs, r)
-        if left_far.any() or right_far.any():
-            left_far_value = np.where(left_far, np.copysign(np.inf, left), left_kind)
-            right_far_value = np.where(right_far, np.copysign(np.inf, right), right_kind)
-            outcomes += [left_far_value - right_kind, left_kind - right_far_value, left_far_value - right_far_value]
+        nan, positive, negative = _special(left, right, left_finite, right_finite, left_far, right_far)
         reach = Exact(np.abs(exact.high) + bound, np.zeros_like(bound), unit)
         far = finite & _rounded_to_infinity(reach, o)
         zero = finite & (ac.high == 0) & (bs.high == 0)
@@ -154,8 +207,8 @@ def _envelope(a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: For
             exact=exact,
             bound=bound,
             finite=finite,
-            nan=reduce(np.logical_or, (np.isnan(x) for x in outcomes)),
-            positive=reduce(np.logical_or, (x == np.inf for x in outcomes)) | (far & (exact.high > 0)),
-            negative=reduce(np.logical_or, (x == -np.inf for x in outcomes)) | (far & (exact.high < 0)),
+            nan=nan,
+            positive=positive | (far & (exact.high > 0)),
+            negative=negative | (far & (exact.high < 0)),
             zero_sign=np.where(zero, np.where(np.signbit(left - right), -1, 1), 0),
         )

@@ -131,7 +131,7 @@ class ConsoleReport:
                 f"{e.over_bound:.3f}",
                 f"{e.max_ulp:,} ulp" if e.max_ulp < 10**6 else f"{e.max_ulp:.0e} ulp",
                 ratio,
-                e.worst_case,
+                e.worst_id,
             )
         strata = Table(
             title="strata: the regions this campaign promised to visit", title_justify="left", title_style=""

@@ -47,7 +47,7 @@ def _target(run: TargetRun) -> dict[str, Any]:
                 "max_ulp": errors.max_ulp,
                 "max_error_over_bound": errors.over_bound,
                 "rms_over_reference_rms": errors.rms_ratio,
-                "worst_case": errors.worst_case,
+                "worst_case": errors.worst_id,
             }
             for dtype, errors in sorted((done.errors if done else {}).items())
         },

@@ -137,15 +137,16 @@ def worth(envelope: Envelope, i: int) -> tuple[Fraction, Fraction]:
 
 
 @pytest.mark.parametrize("mix", SOME, ids=" ".join)
-def test_the_oracle_is_exact_to_2_to_the_minus_100_of_the_larger_product(mix: Mix):
+def test_the_oracle_is_exact_to_a_rounding_of_float64_and_with_float64_inputs_to_2_to_the_minus_100(mix: Mix):
     tensors = every_pair(mix, FINITE, half=2)
+    last = Fraction(2) ** (-100 if "float64" in mix else -52)
     envelope = ROPE.envelope("q", tensors)
     flat = [t.double().flatten().tolist() for t in operands(tensors)]
     checked = range(0, len(flat[0]), 3)
     for i in checked:
         a, c, b, s = (Fraction(t[i]) for t in flat)
         got, unit = worth(envelope, i)
-        margin = max(abs(a * c), abs(b * s)) * Fraction(2) ** -100 + unit * Fraction(2) ** -1000
+        margin = max(abs(a * c), abs(b * s)) * last + unit * Fraction(2) ** -1000
         assert abs(got - (a * c - b * s)) <= margin
     assert len(checked) > 400
 
@@ -178,10 +179,10 @@ def test_the_bound_is_the_derived_one(mix: Mix):
         _, unit = worth(envelope, i)
         ratio = Fraction(envelope.bound[i]) * unit / error_bound_in_fractions((a, c, b, s), forms)
         if a * c * b * s:
-            assert abs(ratio - 1) < Fraction(2) ** -30
+            assert abs(ratio - 1) < Fraction(2) ** -26  # room for the oracle's own rounding
             compared += 1
         else:  # a product that is zero makes no rounding error, so the bound may be smaller
-            assert 0 < ratio < 1 + Fraction(2) ** -30
+            assert 0 < ratio < 1 + Fraction(2) ** -26
     assert compared > 200
 
 
