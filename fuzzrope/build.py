@@ -8,12 +8,14 @@ only the pages that hold elements are ever touched.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 
-from fuzzrope.case import ITEMSIZE, Case, TensorSpec
+from fuzzrope.case import ITEMSIZE, Case, TensorSpec, Values
 from fuzzrope.values import expand
 
 GUARD = 4096  # bytes on either side of a storage
@@ -40,14 +42,20 @@ def _lazy(size: int) -> np.ndarray:
 
 
 class Memory:
-    """Bytes between two guard bands: ``raw`` is all of it, ``inner`` what belongs to the storage."""
+    """Bytes between two guard bands: ``raw`` is all of it, ``inner`` what belongs to the storage.
 
-    def __init__(self, size: int, itemsize: int, pattern: dict[int, int]) -> None:
+    ``apart`` keeps ``APART`` bytes of address space free on either side.
+    """
+
+    def __init__(self, size: int, itemsize: int, pattern: dict[int, int], apart: bool = True) -> None:
         self.size, self.itemsize = size, itemsize
         self.word, self.unsigned = pattern[itemsize], WORDS[itemsize]
         self.lazy = size >= LAZY_FROM
         total = GUARD + (-(-size // PAGE) * PAGE if self.lazy else size) + GUARD
-        self.raw = _lazy(APART + total + APART)[APART : APART + total]
+        if apart or self.lazy:
+            self.raw = _lazy(APART + total + APART)[APART : APART + total]
+        else:
+            self.raw = np.zeros(total, np.uint8)
         self.start = GUARD
         self.inner = self.raw[GUARD : GUARD + size]
         edges = [0, *range((GUARD + size) // PAGE, -(-total // PAGE))] if self.lazy else []
@@ -138,35 +146,55 @@ def blank(spec: TensorSpec) -> torch.Tensor:
     return torch.as_strided(flat, spec.shape, spec.strides, spec.offset if spec.numel else 0)
 
 
-def build(case: Case) -> Built:
-    """Allocate and fill the inputs of a case; where views overlap, the first element and later view win."""
+@lru_cache(maxsize=16)  # a case's tensors: what the parent sends to the child, it needs once more to judge
+def _elements(values: Values, dtype: str, count: int) -> np.ndarray:
+    """The elements of a recipe as words (count,), not to be written to."""
+    if count == 0:
+        return np.empty(0, WORDS[ITEMSIZE[dtype]])
+    words = expand(values, DTYPES[dtype], count).view(torch.uint8).numpy().view(WORDS[ITEMSIZE[dtype]])
+    words.flags.writeable = False
+    return words
+
+
+def contents(case: Case) -> list[bytes]:
+    """The elements of each tensor in row-major order, for a process that is spared working them out."""
+    return [_elements(spec.values, spec.dtype, spec.numel).tobytes() for _, spec in case.tensors]
+
+
+def build(case: Case, numbers: Sequence[bytes] | None = None, apart: bool = True) -> Built:
+    """Allocate and fill the inputs of a case; where views overlap, the first element and later view win.
+
+    ``numbers`` are the :func:`contents` if they are known; ``apart`` is for tensors that a target may see.
+    """
     memories: dict[str, Memory] = {}
     for _, spec in case.tensors:
         if spec.storage not in memories:
             width = ITEMSIZE[spec.dtype]
             needed = max(s.end for _, s in case.tensors if s.storage == spec.storage) * width
-            memories[spec.storage] = Memory(needed, width, GAP)
+            memories[spec.storage] = Memory(needed, width, GAP, apart)
     made: list[tuple[TensorSpec, torch.Tensor]] = []
     tensors: dict[str, torch.Tensor] = {}
-    for name, spec in case.tensors:
+    for number, (name, spec) in enumerate(case.tensors):
         known = next((tensor for other, tensor in made if other == spec), None)
-        tensors[name] = _fill(spec, memories[spec.storage]) if known is None else known
+        if known is None:
+            words = None if numbers is None else np.frombuffer(numbers[number], WORDS[ITEMSIZE[spec.dtype]])
+            known = _fill(spec, memories[spec.storage], words)
+        tensors[name] = known
         made.append((spec, tensors[name]))
     return Built(tensors, memories)
 
 
-def _fill(spec: TensorSpec, memory: Memory) -> torch.Tensor:
+def _fill(spec: TensorSpec, memory: Memory, words: np.ndarray | None) -> torch.Tensor:
     dtype = DTYPES[spec.dtype]
     if memory.size == 0:
         return torch.empty_strided(spec.shape, spec.strides, dtype=dtype)
     if spec.numel:
-        _write(expand(spec.values, dtype, spec.numel), spec, memory)
+        _write(_elements(spec.values, spec.dtype, spec.numel) if words is None else words, spec, memory)
     return torch.as_strided(memory.tensor(dtype), spec.shape, spec.strides, spec.offset if spec.numel else 0)
 
 
-def _write(numbers: torch.Tensor, spec: TensorSpec, memory: Memory) -> None:
-    """Put the bits of the numbers (numel,) into the view; of those that meet in one place, the first."""
-    raw = numbers.view(torch.uint8).numpy().view(memory.unsigned)
+def _write(raw: np.ndarray, spec: TensorSpec, memory: Memory) -> None:
+    """Put the elements (numel,) into the view; of those that meet in one place, the first."""
     # Of a dimension that takes no step, only the first index counts.
     shape = tuple(n if stride else 1 for n, stride in zip(spec.shape, spec.strides, strict=True))
     if not memory.lazy and distinct(shape, spec.strides):

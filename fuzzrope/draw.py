@@ -30,7 +30,7 @@ class Draw:
         self._integer = data.draw_integer
 
     def integer(self, low: int, high: int) -> int:
-        """An integer in [low, high]; simplest is the one nearest to zero."""
+        """An integer in [low, high], within 2^50 of each other; simplest is the one nearest to zero."""
         return self._integer(low, high)
 
     def flag(self) -> bool:
@@ -50,14 +50,19 @@ class Draw:
 _HERE = InterestingOrigin(AssertionError, __file__, 0, (), ())
 
 
-class _PlainProvider(providers.HypothesisProvider):
-    """Hypothesis' own provider without constants taken from the source files of local modules.
+class _Uniform(providers.HypothesisProvider):
+    """Hypothesis' own provider, all integers of a range being equally likely.
 
-    Which modules are local depends on the working directory and the installation; cases must not.
+    Its own distribution favours small numbers, where here each is a choice of its own, and constants from the
+    source files of local modules: which those are depends on the working directory; cases must not.
     """
 
-    def _maybe_draw_constant(self, *args: Any, **kwargs: Any) -> None:
-        return None
+    def draw_integer(self, min_value: int | None = None, max_value: int | None = None, **_: Any) -> int:
+        """An integer in [min_value, max_value], which are given."""
+        assert self._random is not None
+        assert min_value is not None
+        assert max_value is not None
+        return min_value + int(self._random.random() * (max_value - min_value + 1))
 
 
 @lru_cache
@@ -86,7 +91,7 @@ def search(fails: Callable[[Draw], bool], examples: int, seed: str) -> None:
             data.mark_interesting(_HERE)
 
     engine = ConjectureRunner(run, settings=_settings(examples), random=Random(seed))
-    engine.provider = _PlainProvider
+    engine.provider = _Uniform
     engine.run()
     for smallest in engine.interesting_test_cases.values():
         with suppress(StopTest):

@@ -36,8 +36,19 @@ def test_what_the_test_raises_comes_through():
         drawn(broken)
 
 
-def test_mostly_draws_the_first_about_half_the_time_and_every_other_too():
+def options_drawn(draw_one, examples):
+    """What is drawn besides a number that makes each example new, lest Hypothesis stop when it has seen all."""
     seen = []
-    search(lambda draw: seen.append(draw.mostly("abcd")), 400, "m")
+    search(lambda draw: seen.append((draw.integer(0, 10**9), draw_one(draw))[1]), examples, "m")
+    return seen
+
+
+def test_mostly_draws_the_first_about_half_the_time_and_every_other_too():
+    seen = options_drawn(lambda draw: draw.mostly("abcd"), 800)
     assert set(seen) == set("abcd")
-    assert 0.4 < seen.count("a") / len(seen) < 0.85  # mutation repeats what was drawn
+    assert 0.5 < seen.count("a") / len(seen) < 0.75  # 5 of 8; mutation repeats what was drawn
+
+
+def test_choices_are_equally_likely():
+    seen = options_drawn(lambda draw: draw.choice(range(8)), 2000)
+    assert min(seen.count(option) for option in range(8)) > 200  # 250 each; Hypothesis' own are skewed to the first

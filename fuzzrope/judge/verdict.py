@@ -49,7 +49,7 @@ def judge(case: Case, outcome: Outcome, target: Target) -> Verdict:
         return verdict
     operation = OPERATIONS[case.operation]
     found += judge_accesses(outcome)
-    inputs = build(case)
+    inputs = build(case, apart=False)
     stores = any(access.what == "store" for access in outcome.accesses)
     found += judge_inputs(case, inputs, outcome, stores)
     rejected = operation.rejects(case)

@@ -48,8 +48,8 @@ def serve(sock: socket.socket, entry: str, device: str, engine: str, limits: dic
     with contextlib.suppress(wire.ClosedError):
         wire.send(sock, *runner.load())
         while True:
-            header, _ = wire.receive(sock)
-            wire.send(sock, *runner.run(Case.from_json(header["case"])))
+            header, numbers = wire.receive(sock)
+            wire.send(sock, *runner.run(Case.from_json(header["case"]), numbers))
 
 
 class _Runner:
@@ -79,10 +79,10 @@ class _Runner:
 
         return self._report(work, Built({}, {}))
 
-    def run(self, case: Case) -> tuple[dict[str, Any], list[bytes]]:
-        """Run one case; the reply and its blobs."""
+    def run(self, case: Case, numbers: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+        """Run one case, given the elements of its tensors; the reply and its blobs."""
         try:
-            built = build(case) if self.facade is not None else cuda.build_on_gpu(case)
+            built = build(case, numbers) if self.facade is not None else cuda.build_on_gpu(case, numbers)
         except (OSError, MemoryError, RuntimeError) as error:
             return _unsupported(f"the inputs cannot be built here: {error}"), []
         inputs = [built.tensors[name] for name, _ in case.tensors]

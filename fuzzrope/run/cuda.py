@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,9 +28,9 @@ class DeviceMemory:
         return b"".join(self.raw[low:high].cpu().numpy().tobytes() for low, high in self.host.spans())
 
 
-def build_on_gpu(case: Case) -> Built:
+def build_on_gpu(case: Case, numbers: Sequence[bytes] | None = None) -> Built:
     """Build a case in device memory; tensors declared for the CPU stay there."""
-    host = build(case)
+    host = build(case, numbers)
     memories: dict[str, Any] = dict(host.memories)
     tensors: dict[str, torch.Tensor] = {}
     made: dict[int, torch.Tensor] = {}

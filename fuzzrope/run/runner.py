@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fuzzrope.build import contents
 from fuzzrope.case import Case
 from fuzzrope.outcome import Outcome, ReplyError, from_reply
 from fuzzrope.run import wire
@@ -194,7 +195,7 @@ class Runner:
         started = time.monotonic()
         try:
             if case is not None:
-                wire.send(sock, {"case": case.to_json()}, seconds=seconds)
+                wire.send(sock, {"case": case.to_json()}, contents(case), seconds=seconds)
             header, blobs = wire.receive(sock, started + seconds, lambda: self._watch(pid))
             outcome = from_reply(header, blobs)
         except wire.LateError:
