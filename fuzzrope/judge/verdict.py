@@ -53,7 +53,7 @@ def judge(case: Case, outcome: Outcome, target: Target) -> Verdict:
     stores = any(access.what == "store" for access in outcome.accesses)
     found += judge_inputs(case, inputs, outcome, stores)
     rejected = operation.rejects(case)
-    expected, error = _reference(operation, inputs)
+    expected, error = _reference(operation, case, inputs)
     if outcome.status == "raised":
         found += _judge_raised(outcome, rejected, error, target)
         return verdict
@@ -76,9 +76,9 @@ def _death(outcome: Outcome) -> Finding:
     return finding(kind, f"{outcome.detail}{while_loading}", detail=detail)
 
 
-def _reference(operation: Operation, inputs: Built) -> tuple[dict[str, torch.Tensor] | None, str]:
+def _reference(operation: Operation, case: Case, inputs: Built) -> tuple[dict[str, torch.Tensor] | None, str]:
     try:
-        return operation.reference(inputs.tensors), ""
+        return operation.reference(inputs.tensors, dict(case.options)), ""
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
@@ -112,14 +112,18 @@ def _judge_outputs(
     expected: dict[str, torch.Tensor],
     verdict: Verdict,
 ) -> list[Finding]:
-    names = operation.outputs
+    options = dict(case.options)
+    names = operation.results(options)
     found: list[Finding] = []
-    if len(outcome.outputs) != len(names) or outcome.container not in ("tuple", "list"):
-        message = f"it returned a {outcome.container} of {len(outcome.outputs)}, expected a tuple of {len(names)}"
+    bare = outcome.container not in ("tuple", "list")
+    if len(outcome.outputs) != len(names) or bare != (len(names) == 1):
+        expected_form = "one tensor" if len(names) == 1 else f"a tuple of {len(names)}"
+        message = f"it returned a {outcome.container} of {len(outcome.outputs)}, expected {expected_form}"
         return [finding("type", message, detail="container")]
-    if target.level == "strict" and outcome.container != "tuple":
+    if not bare and target.level == "strict" and outcome.container != "tuple":
         found.append(finding("type", "it returned a list, expected a tuple", detail="container"))
     strides = _eager_strides(operation, case, expected) if target.level == "strict" else {}
+    envelopes = operation.envelopes(inputs.tensors, options)
     for name, output in zip(names, outcome.outputs, strict=True):
         reference = expected[name]
         form = _judge_form(name, output, reference)
@@ -135,7 +139,7 @@ def _judge_outputs(
         if name in operation.views:
             found += compare_exact(name, got, reference, "it is passed through")
             continue
-        comparison = compare(name, got, reference, operation.envelope(name, inputs.tensors), output.origin)
+        comparison = compare(name, got, reference, envelopes[name], output.origin)
         comparison.errors.worst_case = case
         verdict.errors.setdefault(output.dtype, Errors()).add(comparison.errors)
         found += comparison.findings
@@ -187,5 +191,5 @@ def _eager_strides(operation: Operation, case: Case, expected: dict[str, torch.T
     decide; a GPU converts while it computes. With one dtype throughout the two agree.
     """
     if len({spec.dtype for _, spec in case.tensors}) > 1:
-        expected = operation.reference({name: blank(spec) for name, spec in case.tensors})
+        expected = operation.reference({name: blank(spec) for name, spec in case.tensors}, dict(case.options))
     return {name: tensor.stride() for name, tensor in expected.items()}

@@ -14,6 +14,8 @@ from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact
 
 Tensors = Mapping[str, torch.Tensor]
+Options = Mapping[str, Any]
+NO_OPTIONS: Options = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +61,20 @@ class Operation(Protocol):
 
     name: str
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
     views: Mapping[str, str]
     """Outputs that come back as views of an input, unchanged."""
+
+    def results(self, options: Options) -> tuple[str, ...]:
+        """Names of what comes back under these options, in order; a single result comes bare, not in a tuple."""
 
     def rejects(self, case: Case) -> str | None:
         """Why the contract demands a ValueError or TypeError for this case, or None."""
 
-    def reference(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def reference(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, torch.Tensor]:
         """The eager PyTorch computation that defines behaviour; raises what PyTorch raises."""
 
-    def envelope(self, output: str, tensors: Tensors) -> Envelope:
-        """Oracle and error bound of one computed output."""
+    def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
+        """Oracle and error bound of every computed output, by name."""
 
     def probes(self) -> tuple[Case, ...]:
         """Plain cases with which every campaign begins; their launches tell the block sizes in play."""

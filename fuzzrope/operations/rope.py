@@ -17,7 +17,7 @@ from fuzzrope.case import FLOATS, Case
 from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact, Format, clipped, difference, format_of, product
 from fuzzrope.operations import rope_cases, rope_strata
-from fuzzrope.operations.base import Envelope, Stratum, Tensors
+from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
 
 MAX_NARROW = 24  # digits of formats whose products float64 holds exactly
 
@@ -27,8 +27,11 @@ class Rope:
 
     name = "rope"
     inputs: tuple[str, ...] = ("q", "k", "cos", "sin")
-    outputs: tuple[str, ...] = ("q", "k", "cos", "sin")
     views: Mapping[str, str] = {"cos": "cos", "sin": "sin"}
+
+    def results(self, options: Options) -> tuple[str, ...]:
+        """q and k rotated, then cos and sin."""
+        return self.inputs
 
     def rejects(self, case: Case) -> str | None:
         """Integer dtypes, wrong ranks, odd or different head_dim and mixed devices."""
@@ -45,7 +48,7 @@ class Rope:
             return "q and k differ in head_dim"
         return None
 
-    def reference(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def reference(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, torch.Tensor]:
         """Eager PyTorch, on tensors (batch, position, head, dimension) and back."""
         q, k, cos, sin = (tensors[name] for name in self.inputs)
         length, half = q.shape[2], q.transpose(1, 2).shape[3] // 2
@@ -56,6 +59,10 @@ class Rope:
             x1, x2 = x[..., :half], x[..., half:]
             rotated[name] = torch.cat([x1 * c - x2 * s, x2 * c + x1 * s], dim=-1).transpose(1, 2)
         return {**rotated, "cos": c.squeeze(0).squeeze(1), "sin": s.squeeze(0).squeeze(1)}
+
+    def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
+        """Those of q and k; see :meth:`envelope`."""
+        return {output: self.envelope(output, tensors) for output in ("q", "k")}
 
     def envelope(self, output: str, tensors: Tensors) -> Envelope:
         """Bound of x1*c - x2*s and x2*c + x1*s against the exact value; see :func:`_envelope`."""
