@@ -35,10 +35,13 @@ def sum_envelope(
     Args:
         exact: the true sum of the finite terms.
         bound: how far a finite answer may be from it, in units of 2^exact.exponent.
-        rises: sum of the positive finite terms, in the same units; ``falls``: of the negative ones, its size.
+        rises: sum of the positive finite terms, in the same units.
+        falls: sum of the negative finite terms without its sign, in the same units.
         passes: the format of least range in which a term or a partial sum may be held.
         ends: the format of the result.
-        nan: where a term is NaN, or 0 times infinity; ``positive``, ``negative``: where a term is +-infinity.
+        nan: where a term is NaN, or 0 times infinity; nowhere if not given.
+        positive: where a term is +infinity.
+        negative: where a term is -infinity.
     """
     shape = exact.high.shape
     never = np.broadcast_to(np.False_, shape)
@@ -70,5 +73,5 @@ def _limit(form: Format, exact: Exact) -> Array:
     """The least magnitude that rounds to infinity, in units of 2^exact.exponent."""
     one, below, exponent = form.overflow
     if exact.plain:
-        return np.float64(form.rounds_to_infinity)
+        return np.asarray(form.rounds_to_infinity)
     return np.ldexp(one + below, exponent - exact.exponent)
