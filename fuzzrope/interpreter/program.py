@@ -45,7 +45,7 @@ Run = Callable[..., None]
 
 
 class Program:
-    """The executable form of one variant.
+    """The executable form of one variant, and on demand the one that watches for overflow.
 
     Attributes:
         args: names and types of the IR's arguments.
@@ -53,8 +53,8 @@ class Program:
         stores: arguments written, None for any; ``loads`` likewise.
     """
 
-    def __init__(self, stored: bytes, text: Callable[[], str]) -> None:
-        self._text = text
+    def __init__(self, stored: bytes, checked: Callable[[], bytes]) -> None:
+        self._stored_checked = checked
         fields = _unpack(stored)
         self.function, self.sites = _load(fields)
         self.args = [(name, Type(*kind)) for name, kind in fields["args"]]
@@ -71,7 +71,7 @@ class Program:
         if self._fit(args, grid):
             return self.function, self.sites
         if self._checked is None:
-            self._checked = _load(_unpack(pack(self._text(), checked=True)))
+            self._checked = _load(_unpack(self._stored_checked()))
         return self._checked
 
     def share(self, areas: list[Area]) -> None:
