@@ -32,6 +32,11 @@ def broadcast_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int
     return tuple(0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
 
 
+def ceil_div(n: int, size: int) -> int:
+    """Blocks of ``size`` that cover n >= 0; ``triton.cdiv`` is slower by far on the host."""
+    return -(-n // size)
+
+
 class Tile(NamedTuple):
     """Rows and columns of one program's tile; both are powers of two."""
 
@@ -46,6 +51,6 @@ TILE_ROWS = (16, 64)
 
 def choose_tile(columns: int) -> Tile:
     """A tile for rows of this many columns: about ``TILE_ELEMENTS`` elements, wide rows in several steps."""
-    width = min(max(triton.next_power_of_2(columns), TILE_COLUMNS[0]), TILE_COLUMNS[1])
+    width = min(max(1 << (columns - 1).bit_length(), TILE_COLUMNS[0]), TILE_COLUMNS[1])
     height = min(max(TILE_ELEMENTS // width, TILE_ROWS[0]), TILE_ROWS[1])
     return Tile(height, width)

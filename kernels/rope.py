@@ -6,6 +6,7 @@ The plain twin is :func:`kernels.reference.rope`.
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +14,23 @@ import triton
 import triton.language as tl
 
 from kernels import reference
-from kernels.launch import INT32_MAX, TL_DTYPES, Tile, broadcast_strides, can_launch, choose_tile
+from kernels.launch import INT32_MAX, TL_DTYPES, Tile, broadcast_strides, can_launch, ceil_div, choose_tile
 from kernels.layout import Ints, View, concatenated, elementwise
 from kernels.rotation import rotate
 
 __all__ = ["rope"]
+
+VECTOR_BYTES = 16  # the widest load of one thread
+VECTOR_ELEMENTS = 8  # so many elements of any dtype are whole loads of that width
+
+
+@triton.jit
+def row_starts(pointers, offsets, VECTOR: tl.constexpr):
+    """Pointers plus offsets: where rows start. With VECTOR it is known that they are multiples of 16 bytes."""
+    starts = pointers + offsets
+    if VECTOR:
+        starts = tl.multiple_of(starts, (16, 16))
+    return starts
 
 
 @triton.jit
@@ -28,12 +41,17 @@ def rotate_rows(
     stride_cs, stride_cd, stride_ss, stride_sd,
     stride_ob, stride_oh, stride_os, stride_od, out_half,
     COS_DTYPE: tl.constexpr, SIN_DTYPE: tl.constexpr, OUT_DTYPE: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Rotate BLOCK_R rows of x, counted over (batch, head, position) with position fastest.
 
     ``x_half`` and ``out_half`` are the offsets of the second half of a row from the first.
     """
+    if VECTOR:
+        stride_xd = 1
+        stride_cd = 1
+        stride_sd = 1
+        stride_od = 1
     row = pid * BLOCK_R + tl.arange(0, BLOCK_R)
     if WIDE:
         row = pid.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -41,27 +59,31 @@ def rotate_rows(
     bh = row // seq
     h = bh % heads
     b = bh // heads
-    x_row = x_ptr + (b * stride_xb + h * stride_xh + s * stride_xs)[:, None]
-    cos_row = cos_ptr + (s * stride_cs)[:, None]
-    sin_row = sin_ptr + (s * stride_ss)[:, None]
-    out_row = out_ptr + (b * stride_ob + h * stride_oh + s * stride_os)[:, None]
+    x1_row = row_starts(x_ptr, (b * stride_xb + h * stride_xh + s * stride_xs)[:, None], VECTOR)
+    x2_row = row_starts(x1_row, x_half, VECTOR)
+    cos_row = row_starts(cos_ptr, (s * stride_cs)[:, None], VECTOR)
+    sin_row = row_starts(sin_ptr, (s * stride_ss)[:, None], VECTOR)
+    out1_row = row_starts(out_ptr, (b * stride_ob + h * stride_oh + s * stride_os)[:, None], VECTOR)
+    out2_row = row_starts(out1_row, out_half, VECTOR)
     for start in range(0, columns, BLOCK_C):
         d = (start + tl.arange(0, BLOCK_C))[None, :]
         if WIDE:
             d = d.to(tl.int64)
         mask = (row < rows)[:, None] & (d < columns)
-        x1 = tl.load(x_row + d * stride_xd, mask=mask, other=0.0)
-        x2 = tl.load(x_row + x_half + d * stride_xd, mask=mask, other=0.0)
+        if VECTOR:
+            mask = tl.max_constancy(mask, (1, 8))
+        x1 = tl.load(x1_row + d * stride_xd, mask=mask, other=0.0)
+        x2 = tl.load(x2_row + d * stride_xd, mask=mask, other=0.0)
         cos = tl.load(cos_row + d * stride_cd, mask=mask, other=0.0)
         sin = tl.load(sin_row + d * stride_sd, mask=mask, other=0.0)
         first, second = rotate(x1, x2, cos, sin, COS_DTYPE, SIN_DTYPE, OUT_DTYPE)
-        tl.store(out_row + d * stride_od, first, mask=mask)
-        tl.store(out_row + out_half + d * stride_od, second, mask=mask)
+        tl.store(out1_row + d * stride_od, first, mask=mask)
+        tl.store(out2_row + d * stride_od, second, mask=mask)
 
 
-# Sizes differ from call to call and gain nothing from a variant of their own; strides and columns decide
-# how wide a load may be.
-@triton.jit(do_not_specialize=["programs_q", "rows_q", "heads_q", "seq_q", "rows_k", "heads_k", "seq_k"])
+# A variant costs 65-100 ms of compilation on a GPU, and every stride and address could ask for one of its
+# own. So none is specialized: one flag, VECTOR, says all that makes loads wide.
+@triton.jit(do_not_specialize=range(6, 39), do_not_specialize_on_alignment=range(6))
 def rope_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, out_q_ptr, out_k_ptr,
     programs_q,
@@ -74,9 +96,13 @@ def rope_kernel(
     stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
     Q_COS_DTYPE: tl.constexpr, Q_SIN_DTYPE: tl.constexpr, Q_OUT_DTYPE: tl.constexpr,
     K_COS_DTYPE: tl.constexpr, K_SIN_DTYPE: tl.constexpr, K_OUT_DTYPE: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The first ``programs_q`` programs rotate q, the others k."""
+    """The first ``programs_q`` programs rotate q, the others k.
+
+    VECTOR promises that in each tensor elements lie side by side in groups of eight that start at multiples
+    of 16 bytes, so that a group is one load: the strides of columns are then 1.
+    """
     pid = tl.program_id(0)
     if pid < programs_q:
         rotate_rows(
@@ -85,7 +111,7 @@ def rope_kernel(
             stride_qb, stride_qh, stride_qs, stride_qd, q_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_oqb, stride_oqh, stride_oqs, stride_oqd, out_q_half,
-            Q_COS_DTYPE, Q_SIN_DTYPE, Q_OUT_DTYPE, WIDE, BLOCK_R, BLOCK_C,
+            Q_COS_DTYPE, Q_SIN_DTYPE, Q_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C,
         )  # fmt: skip
     else:
         rotate_rows(
@@ -94,7 +120,7 @@ def rope_kernel(
             stride_kb, stride_kh, stride_ks, stride_kd, k_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
-            K_COS_DTYPE, K_SIN_DTYPE, K_OUT_DTYPE, WIDE, BLOCK_R, BLOCK_C,
+            K_COS_DTYPE, K_SIN_DTYPE, K_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C,
         )  # fmt: skip
 
 
@@ -112,12 +138,16 @@ class Meta(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One launch: the outputs to allocate, the programs (0 when there is nothing to do), the arguments."""
+    """One launch: the outputs to allocate, the programs (0 when there is nothing to do), the arguments.
+
+    ``even`` says of the layouts what the kernel's VECTOR promises; the addresses have to be even too.
+    """
 
     out_q: Meta
     out_k: Meta
     programs: int
     arguments: Ints
+    even: bool
     constants: dict[str, Any]
 
 
@@ -127,100 +157,112 @@ def _unsqueezed(table: View) -> View:
     return View((1, rows, 1, columns), (rows * row, row, columns * column, column))
 
 
-def _result(x: Meta, cos: View, sin: View, dtypes: tuple[torch.dtype, torch.dtype]) -> Meta:
+def _result(x: Meta, cos: View, sin: View) -> View:
     """What the eager twin returns for x: it computes on (B, S, H, D) and transposes back."""
     (batch, heads, seq, width), (sb, sh, ss, sd) = x.shape, x.strides
-    half = width // 2
-    first = View((batch, seq, heads, half), (sb, ss, sh, sd))
-    second = View((batch, seq, heads, width - half), (sb, ss, sh, sd))
-    c, s = (_unsqueezed(table) for table in (cos, sin))
-    parts = [
-        elementwise(elementwise(first, c), elementwise(second, s)),
-        elementwise(elementwise(second, c), elementwise(first, s)),
-    ]
-    joined = concatenated(parts)
-    order = (0, 2, 1, 3)
-    shape, strides = (tuple(numbers[i] for i in order) for numbers in joined)
-    return Meta(shape, strides, torch.promote_types(*dtypes))
+    half = View((batch, seq, heads, width // 2), (sb, ss, sh, sd))
+    # Both halves have this layout, so both sums do: of x1*cos and x2*sin, of x2*cos and x1*sin.
+    part = elementwise(elementwise(half, cos), elementwise(half, sin))
+    (batch, seq, heads, width), (sb, ss, sh, sd) = concatenated([part, part])
+    return View((batch, heads, seq, width), (sb, sh, ss, sd))
 
 
-def _halves(x: Meta) -> tuple[Ints, int]:
-    """Broadcast strides of one half of x, and the offset of the second half from the first."""
-    half = x.shape[3] // 2
-    return broadcast_strides((*x.shape[:3], half), x.strides), half * x.strides[3]
+@lru_cache
+def _promoted(q: torch.dtype, k: torch.dtype, cos: torch.dtype, sin: torch.dtype) -> dict[str, torch.dtype]:
+    """The types of each product and output, by the names of the kernel's constants."""
+    types: dict[str, torch.dtype] = {}
+    for name, x in (("Q", q), ("K", k)):
+        by_cos, by_sin = torch.promote_types(x, cos), torch.promote_types(x, sin)
+        out = torch.promote_types(by_cos, by_sin)
+        types |= {f"{name}_COS_DTYPE": by_cos, f"{name}_SIN_DTYPE": by_sin, f"{name}_OUT_DTYPE": out}
+    return types
 
 
-def _farthest(shape: Ints, strides: Ints, offset: int, tile: Tile) -> int:
-    """Largest element offset that a launch over an output of this shape computes, masked lanes included."""
-    batch, heads, seq, width = shape
+def _last_lane(out: Ints, tile: Tile) -> Ints:
+    """The largest indices (batch, head, position, column) of a launch over this output, masked lanes included.
+
+    Their addresses are computed, if never used.
+    """
+    batch, heads, seq, width = out
     rows, columns = batch * heads * seq, width // 2
     if not rows or not columns:
-        return 0
-    last_batch = (triton.cdiv(rows, tile.rows) * tile.rows - 1) // (heads * seq)
-    last_column = triton.cdiv(columns, tile.columns) * tile.columns - 1
-    last = (last_batch, heads - 1, seq - 1, last_column)
-    return offset + sum(index * stride for index, stride in zip(last, strides, strict=True))
+        return (0, 0, 0, 0)
+    last_row, last_column = (ceil_div(n, size) * size - 1 for n, size in zip((rows, columns), tile, strict=True))
+    return last_row // (heads * seq), heads - 1, seq - 1, last_column
+
+
+def _is_even(steps: Ints) -> bool:
+    """Whether elements lie side by side along the last step, and whole groups of them along all others."""
+    return steps[-1] == 1 and all(step % VECTOR_ELEMENTS == 0 for step in steps[:-1])
 
 
 @lru_cache(maxsize=1024)
 def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
     """Plan the launch for inputs of this form; raises what :func:`rope` documents."""
     c, s = (View((min(t.shape[0], q.shape[2]), t.shape[1]), t.strides) for t in (cos, sin))
-    constants: dict[str, Any] = {}
-    outs: list[Meta] = []
-    for name, x in (("Q", q), ("K", k)):
-        dtypes = torch.promote_types(x.dtype, cos.dtype), torch.promote_types(x.dtype, sin.dtype)
+    types = _promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
+    wide_tables = _unsqueezed(c), _unsqueezed(s)
+    outs: list[View] = []
+    for name, x in (("q", q), ("k", k)):
         try:
-            outs.append(_result(x, c, s, dtypes))
+            outs.append(outs[0] if outs and x[:2] == q[:2] else _result(x, *wide_tables))
         except RuntimeError:
             raise ValueError(
-                f"rope: {name.lower()} {x.shape} does not broadcast with cos {c.shape} and sin {s.shape}"
+                f"rope: {name} {x.shape} does not broadcast with cos {c.shape} and sin {s.shape}"
                 f" (tables cut to q's {q.shape[2]} rows)"
             ) from None
-        for role, dtype in zip(("COS", "SIN", "OUT"), (*dtypes, outs[-1].dtype), strict=True):
-            constants[f"{name}_{role}_DTYPE"] = TL_DTYPES[dtype]
     tile = choose_tile(max(out.shape[3] for out in outs) // 2)
-    sizes: list[int] = []
-    strides: list[int] = []
+    tables = [broadcast_strides(table.shape, table.strides) for table in (c, s)]
+    even, farthest = True, 0
     programs: list[int] = []
+    sizes: list[int] = []
+    halves: list[tuple[Ints, int]] = []
     for x, out in zip((q, k), outs, strict=True):
         batch, heads, seq, width = out.shape
-        rows, columns = batch * heads * seq, width // 2
-        own, offset = _halves(x)
-        programs.append(triton.cdiv(rows, tile.rows) if columns else 0)
+        rows, columns, half = batch * heads * seq, width // 2, x.shape[3] // 2
+        programs.append(ceil_div(rows, tile.rows) if columns else 0)
         sizes += [rows, heads, seq, columns]
-        strides += [*own, offset]
-    for table in (c, s):
-        strides += broadcast_strides(table.shape, table.strides)
-    for out in outs:
-        strides += [*out.strides, out.shape[3] // 2 * out.strides[3]]
-    # Masked lanes count too: their addresses are computed, if never used.
-    lanes = [(out.shape, *_halves(x)) for x, out in zip((q, k), outs, strict=True)]
-    lanes += [(out.shape, out.strides, out.shape[3] // 2 * out.strides[3]) for out in outs]
-    spread = [broadcast_strides(table.shape, table.strides) for table in (c, s)]
-    lanes += [(out.shape, (0, 0, *steps), 0) for out in outs for steps in spread]
-    wide = any(_farthest(shape, steps, offset, tile) > INT32_MAX for shape, steps, offset in lanes)
-    constants |= {"WIDE": wide, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns}
-    return Plan(outs[0], outs[1], sum(programs), (programs[0], *sizes, *strides), constants)
+        own = broadcast_strides((*x.shape[:3], half), x.strides), half * x.strides[3]
+        halves += [own, (out.strides, columns * out.strides[3])]
+        last = _last_lane(out.shape, tile)
+        for strides, offset in (*halves[-2:], *(((0, 0, *table), 0) for table in tables)):
+            farthest = max(farthest, offset + sum(map(mul, last, strides)))
+            even = even and _is_even((columns, offset, *strides))
+    in_q, out_q, in_k, out_k = ((*strides, offset) for strides, offset in halves)
+    arguments = (programs[0], *sizes, *in_q, *in_k, *tables[0], *tables[1], *out_q, *out_k)
+    constants: dict[str, Any] = {name: TL_DTYPES[dtype] for name, dtype in types.items()}
+    constants |= {"WIDE": farthest > INT32_MAX, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns}
+    q_out, k_out = Meta(*outs[0], types["Q_OUT_DTYPE"]), Meta(*outs[1], types["K_OUT_DTYPE"])
+    return Plan(q_out, k_out, sum(programs), arguments, even, constants)
 
 
-def _check(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Raise TypeError or ValueError for what the kernel's contract leaves out."""
-    for name, x, rank in (("q", q, 4), ("k", k, 4), ("cos", cos, 2), ("sin", sin, 2)):
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"rope: {name} must be a torch.Tensor, not {type(x).__name__}")
-        if x.layout is not torch.strided:
-            raise TypeError(f"rope: {name} must be a strided tensor, not {x.layout}")
-        if x.dtype not in TL_DTYPES:
-            raise TypeError(f"rope: {name} must be float16, bfloat16, float32 or float64, not {x.dtype}")
-        if x.dim() != rank:
-            raise ValueError(f"rope: {name} must have {rank} dimensions, not shape {tuple(x.shape)}")
-        if x.device != q.device:
-            raise ValueError(f"rope: all tensors must be on one device: q on {q.device}, {name} on {x.device}")
-    if q.shape[3] % 2:
-        raise ValueError(f"rope: head_dim must be even, not {q.shape[3]}")
-    if k.shape[3] != q.shape[3]:
-        raise ValueError(f"rope: q and k must have one head_dim, not {q.shape[3]} and {k.shape[3]}")
+def _form(name: str, x: torch.Tensor, rank: int) -> Meta:
+    """The form of an argument; raises TypeError or ValueError for what the kernel's contract leaves out."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"rope: {name} must be a torch.Tensor, not {type(x).__name__}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"rope: {name} must be a strided tensor, not {x.layout}")
+    form = Meta.of(x)
+    if form.dtype not in TL_DTYPES:
+        raise TypeError(f"rope: {name} must be float16, bfloat16, float32 or float64, not {form.dtype}")
+    if len(form.shape) != rank:
+        raise ValueError(f"rope: {name} must have {rank} dimensions, not shape {form.shape}")
+    return form
+
+
+def _forms(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[Meta, Meta, Meta, Meta]:
+    """The forms of the arguments; raises TypeError or ValueError for what the kernel's contract leaves out."""
+    forms = _form("q", q, 4), _form("k", k, 4), _form("cos", cos, 2), _form("sin", sin, 2)
+    device = q.device
+    for name, x in (("k", k), ("cos", cos), ("sin", sin)):
+        if x.device != device:
+            raise ValueError(f"rope: all tensors must be on one device: q on {device}, {name} on {x.device}")
+    width, other = forms[0].shape[3], forms[1].shape[3]
+    if width % 2:
+        raise ValueError(f"rope: head_dim must be even, not {width}")
+    if other != width:
+        raise ValueError(f"rope: q and k must have one head_dim, not {width} and {other}")
+    return forms
 
 
 def rope(
@@ -246,18 +288,20 @@ def rope(
     On a GPU, or under Triton's interpreter, this is one kernel launch. On other devices, and where a
     gradient is asked for, it is the eager twin.
     """
-    _check(q, k, cos, sin)
-    plan = make_plan(Meta.of(q), Meta.of(k), Meta.of(cos), Meta.of(sin))
+    forms = _forms(q, k, cos, sin)
+    plan = make_plan(*forms)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, cos, sin))
     if differentiable or not can_launch(q.device):
         return reference.rope(q, k, cos, sin)
-    rows = q.shape[2]
     out_q, out_k = (
         torch.empty_strided(out.shape, out.strides, dtype=out.dtype, device=q.device)
         for out in (plan.out_q, plan.out_k)
     )
     if plan.programs:
         # A lazily negated view keeps its sign outside its memory, where a kernel cannot see it.
-        inputs = [x.resolve_neg() for x in (q, k, cos, sin)]
-        rope_kernel[(plan.programs,)](*inputs, out_q, out_k, *plan.arguments, **plan.constants, enable_fp_fusion=False)
+        tensors = [*(x.resolve_neg() for x in (q, k, cos, sin)), out_q, out_k]
+        vector = plan.even and all(x.data_ptr() % VECTOR_BYTES == 0 for x in tensors)
+        launch = rope_kernel[(plan.programs,)]
+        launch(*tensors, *plan.arguments, **plan.constants, VECTOR=vector, enable_fp_fusion=False)
+    rows = forms[0].shape[2]
     return out_q, out_k, cos[:rows], sin[:rows]

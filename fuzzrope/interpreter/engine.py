@@ -129,10 +129,7 @@ class Engine:
         """The program of a variant, loaded or translated once a process."""
         found = self.programs.get(variant.key)
         if found is None:
-            stored = variant.cached(KIND, lambda: _packed(variant))
-            if not is_intact(stored):
-                stored = _packed(variant)
-            found = self.programs[variant.key] = Program(stored, lambda: variant.text)
+            found = self.programs[variant.key] = Program(_stored(variant, False), lambda: _stored(variant, True))
         return found
 
     def reachable(self) -> list[Area]:
@@ -175,11 +172,17 @@ def _metadata_type(names: tuple[str, ...]) -> Any:
     return namedtuple("KernelMetadata", names)
 
 
-def _packed(variant: Variant) -> bytes:
+def _stored(variant: Variant, checked: bool) -> bytes:
+    """The packed program of a variant from the cache, made if it is not there or damaged."""
+    stored = variant.cached(f"checked.{KIND}" if checked else KIND, lambda: _packed(variant, checked))
+    return stored if is_intact(stored) else _packed(variant, checked)
+
+
+def _packed(variant: Variant, checked: bool) -> bytes:
     """The program of a variant, or word of what is in the way: Triton's error, or an operation not known."""
     text = variant.text
     try:
-        return pack(text)
+        return pack(text, checked)
     except UnknownOperationError as error:
         raise Unsupported(str(error)) from None
     except Exception as error:  # our translator's fault: the target must not be blamed for it

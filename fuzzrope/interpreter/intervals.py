@@ -26,6 +26,7 @@ _RULES = {
     "arith.minsi": "l = min(a, c); h = min(b, d)",
     "arith.maxsi": "l = max(a, c); h = max(b, d)",
 }
+Bounds = tuple[str, str]  # code of the lowest and the highest number that a value may be
 _INT32 = (-(2**31), 2**31 - 1)
 _ALL = (-(2**63), 2**63 - 1)
 
@@ -43,46 +44,60 @@ def source(module: Module, flow: Flow) -> str:
     """Python source of ``fit(args, grid)``: whether no 32-bit sum or product in an address can leave its range."""
     relevant = _closure(module, flow)
     lines = ["def fit(args, grid):"]
-    known: set[int] = set()
+    known: dict[int, Bounds] = {}
 
-    def bounds(number: int) -> tuple[str, str]:
-        if number in known:
-            return f"l{number}", f"h{number}"
-        return str(_INT32[0]), str(_INT32[1])
+    def bounds(number: int) -> Bounds:
+        return known.get(number, (str(_INT32[0]), str(_INT32[1])))
+
+    def named(number: int) -> str:
+        # Names count up, whatever the values' numbers: what is the same in two variants has the same source.
+        name = str(len(lines))
+        known[number] = f"l{name}", f"h{name}"
+        return name
 
     for position, (number, (_, kind)) in enumerate(zip(module.entry.ids, module.entry.args, strict=True)):
         if number in relevant and kind.elem in ("i8", "i16", "i32", "i64"):
-            lines.append(f"    l{number} = h{number} = args[{position}]")
-            known.add(number)
+            known[number] = f"args[{position}]", f"args[{position}]"
     for op in set_of_ops(module):
         if op.name == "scf.for":
             induction = op.regions[0][0].ids[0]
             if induction in relevant:
                 (low, _), (_, high) = bounds(op.ins[0]), bounds(op.ins[1])
-                lines.append(f"    l{induction} = {low}; h{induction} = max({high} - 1, {low})")
-                known.add(induction)
+                name = named(induction)
+                lines.append(f"    l{name} = {low}; h{name} = max({high} - 1, {low})")
         for out in op.outs:
-            if out in relevant and (code := _rule(op, [bounds(number) for number in op.ins])):
-                lines.append(f"    {code}; l{out} = l; h{out} = h")
-                known.add(out)
+            if out not in relevant:
+                continue
+            operands = [bounds(number) for number in op.ins]
+            if (same := _known(op, operands)) is not None:
+                known[out] = same
+            elif code := _rule(op, operands):
+                name = named(out)
+                lines.append(f"    {code}; l{name} = l; h{name} = h")
                 if _may_wrap(op):
                     lines.append("    if l < -2147483648 or h > 2147483647: return False")
     return "\n".join([*lines, "    return True"])
 
 
-def _rule(op: Op, operands: list[tuple[str, str]]) -> str:
-    """Code that sets l and h, or nothing for what is not followed: a result may then be any 32-bit number."""
+def _known(op: Op, operands: list[Bounds]) -> Bounds | None:
+    """Bounds that need no computing, if that is so."""
+    if op.name in _PASS:
+        return operands[0]
     if op.name == "arith.constant":
         text = op.head.strip().removeprefix("dense<").removesuffix(">")
-        return f"l = h = {int(text)}" if text.lstrip("-").isdigit() else ""
+        return (text, text) if text.lstrip("-").isdigit() else None
     if op.name == "tt.make_range":
-        return f"l = {int(op.attrs['start'])}; h = {int(op.attrs['end']) - 1}"
+        return str(int(op.attrs["start"])), str(int(op.attrs["end"]) - 1)
     if op.name == "tt.get_program_id":
-        return f"l = 0; h = grid[{'xyz'.index(op.head.strip())}] - 1"
+        return "0", f"grid[{'xyz'.index(op.head.strip())}] - 1"
     if op.name == "tt.get_num_programs":
-        return f"l = h = grid[{'xyz'.index(op.head.strip())}]"
-    if op.name in _PASS:
-        return f"l = {operands[0][0]}; h = {operands[0][1]}"
+        count = f"grid[{'xyz'.index(op.head.strip())}]"
+        return count, count
+    return None
+
+
+def _rule(op: Op, operands: list[Bounds]) -> str:
+    """Code that sets l and h, or nothing for what is not followed: a result may then be any 32-bit number."""
     if op.name == "arith.select":
         (c, d), (e, f) = operands[1:]
         return f"l = min({c}, {e}); h = max({d}, {f})"

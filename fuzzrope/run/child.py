@@ -7,6 +7,7 @@ parent (:mod:`fuzzrope.outcome`), because by then a target's code has run in her
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import socket
@@ -77,7 +78,9 @@ class _Runner:
         def work() -> None:
             self.target = load(self.entry)
 
-        return self._report(work, Built({}, {}))
+        report = self._report(work, Built({}, {}))
+        gc.freeze()  # what is loaded by now stays: collections between cases need not look at it
+        return report
 
     def run(self, case: Case, numbers: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
         """Run one case, given the elements of its tensors; the reply and its blobs."""

@@ -89,7 +89,7 @@ class CudaFacade(TorchFunctionMode):
 
     def is_host(self, tensor: torch.Tensor) -> bool:
         """Whether this tensor counts as one in host memory."""
-        return tensor.device.type == "cpu" and tensor.untyped_storage()._cdata in self._host
+        return bool(self._host) and tensor.device.type == "cpu" and tensor.untyped_storage()._cdata in self._host
 
     def set_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Make this tensor, and all that shares its memory, count as a host tensor."""
@@ -105,14 +105,16 @@ class CudaFacade(TorchFunctionMode):
         return CPU if self.is_host(tensor) else CUDA
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
         if func in _FACTS:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = dict(kwargs or {})
         answer = _ANSWERS.get(func)
         if answer is not None:
             return answer(self, *args, **kwargs)
         if func in _PLAIN or func in _LIKE:
             return self._create(func, args, kwargs)
+        if not self._host:
+            return func(*args, **kwargs)  # as what follows comes to when nothing is a host tensor
         seen = [t for t in tensors_in((args, kwargs)) if t.device.type == "cpu"]
         hosts = [self.is_host(t) for t in seen]
         if func not in _MIXED_ALLOWED and _mixes(seen, hosts):

@@ -1,8 +1,14 @@
-"""What a target must leave as it found it: the functions and settings that checkers and runtimes rely on."""
+"""What a target must leave as it found it: the functions and settings that checkers and runtimes rely on.
+
+Thousands of names are looked at after every case, in memory that the case has driven from the caches. So a
+namespace is compared name by name only if it has changed at all, where the interpreter tells.
+"""
 
 from __future__ import annotations
 
 import builtins
+import ctypes
+import gc
 import math
 import operator
 import os
@@ -56,6 +62,9 @@ _IGNORED = {
 }
 
 
+_TINY = 1e-310  # subnormal
+
+
 def _settings() -> dict[str, Any]:
     """Global settings of torch that change what the same code computes."""
     return {
@@ -63,12 +72,39 @@ def _settings() -> dict[str, Any]:
         "float32 matmul precision": torch.get_float32_matmul_precision(),
         "gradient mode": torch.is_grad_enabled(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "flush denormal": float(torch.tensor(1e-40) * 1.0) == 0.0,
+        "flush denormal": _TINY * 1.0 == 0.0,
         "number of threads": torch.get_num_threads(),
         "recursion limit": sys.getrecursionlimit(),
         "working directory": os.getcwd(),
         "torch function modes": torch._C._len_torch_function_stack(),
     }
+
+
+def _version(names: dict[str, Any]) -> ctypes.c_uint64:
+    """The number in a dictionary that every change replaces: ``ma_version_tag`` of PEP 509 (CPython to 3.13)."""
+    return ctypes.c_uint64.from_address(id(names) + 3 * ctypes.sizeof(ctypes.c_void_p))
+
+
+def _has_versions() -> bool:
+    """Whether this interpreter keeps that number; tried, because what else lies there is nobody's promise."""
+    names: dict[str, Any] = {"a": 1, "b": 2}
+    version, seen = _version(names), []
+    for change in (
+        names.copy,
+        lambda: names.update(a=2),
+        lambda: names.pop("b"),
+        lambda: names.update(c=1),
+        names.clear,
+    ):
+        change()
+        seen.append(version.value)
+        names.get("a")
+        if version.value != seen[-1]:
+            return False
+    return len(set(seen)) == len(seen)
+
+
+_VERSIONED = sys.implementation.name == "cpython" and _has_versions()
 
 
 class _Names:
@@ -84,16 +120,28 @@ class _Names:
         self.keys, self.values = tuple(functions), tuple(functions.values())
         self._now = operator.itemgetter(*self.keys) if len(self.keys) > 1 else None
         self.inherited = inherited - vars(owner).keys()
+        # A class shows its dictionary only through a proxy, whose one referent it is.
+        names = gc.get_referents(vars(owner))[0] if isinstance(owner, type) else vars(owner)
+        self._version, self._known = _version(names) if _VERSIONED else None, -1
 
     def intact(self) -> bool:
         """Whether every name is bound to what it was, and nothing inherited is overridden; quick."""
+        version = self._version.value if self._version is not None else 0
+        if version == self._known:
+            return True
+        intact = self._compare()
+        if intact and self._version is not None:
+            self._known = version
+        return intact
+
+    def _compare(self) -> bool:
         names = vars(self.owner)
         try:
             now = self._now(names) if self._now is not None else tuple(names[key] for key in self.keys)
         except KeyError:
             return False
         # Identity, not equality: a stand-in may say that it equals anything.
-        return all(map(operator.is_, now, self.values)) and self.inherited.isdisjoint(names)
+        return all(map(operator.is_, now, self.values)) and names.keys().isdisjoint(self.inherited)
 
     def changed(self) -> list[str]:
         """The names that are not what they were."""

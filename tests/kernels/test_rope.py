@@ -7,6 +7,7 @@ import ast
 import importlib
 import itertools
 import math
+import operator
 import os
 import random
 import subprocess
@@ -420,6 +421,72 @@ def test_the_odd_stride_of_a_dimension_of_size_one_does_not_widen_the_indices():
     plan = make_plan(odd, odd, table, table)
     assert not plan.constants["WIDE"]
     assert max(plan.arguments) <= INT32_MAX
+
+
+# Wide loads
+
+
+def starts_of_groups(layout: Meta, out: Meta) -> set[int]:
+    """Byte offsets from a tensor's first element of each group of eight lanes of a half row."""
+    rank, half = len(layout.shape), layout.shape[-1] // (2 if len(layout.shape) == 4 else 1)
+    ranges = [range(n) for n in layout.shape[:-1]]
+    firsts = (0, half) if rank == 4 else (0,)
+    steps = [0 if n == 1 else s for n, s in zip(layout.shape, layout.strides, strict=True)]
+    return {
+        layout.dtype.itemsize * (sum(map(operator.mul, place, steps)) + (first + group) * layout.strides[-1])
+        for place in itertools.product(*ranges)
+        for first in firsts
+        for group in range(0, out.shape[3] // 2, 8)
+    }
+
+
+def test_an_even_plan_has_groups_of_eight_at_multiples_of_16_bytes_in_every_tensor():
+    rng = random.Random("even")
+    seen = {True: 0, False: 0}
+    for _ in range(2000):
+        half = rng.choice((4, 8, 8, 16, 24))
+        shapes = {
+            "q": (2, 2, 3, 2 * half),
+            "k": (1, 2, 3, 2 * half),
+            "cos": (3, half),
+            "sin": (rng.choice((1, 4)), half),
+        }
+        metas = []
+        for shape in shapes.values():
+            strides = list(dense(shape))
+            if rng.random() < 0.15:
+                strides[rng.randrange(len(shape))] = rng.choice((0, 1, 2, 4, 8, 40, 64, 100))
+            metas.append(meta(shape, tuple(strides), rng.choice(DTYPES)))
+        plan = make_plan(*metas)
+        seen[plan.even] += 1
+        if plan.even:
+            for layout in (*metas, plan.out_q, plan.out_k):
+                assert layout.strides[-1] == 1
+                assert all(start % 16 == 0 for start in starts_of_groups(layout, plan.out_q)), (metas, layout)
+            assert plan.out_q.shape[3] // 2 % 8 == 0
+    assert min(seen.values()) > 200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loads_are_wide_only_if_no_layout_and_no_address_is_odd(launches: Launches, name: str):
+    def vector(change: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+        shapes = {"q": (2, 3, 4, 32), "k": (2, 1, 4, 32), "cos": (4, 16), "sin": (4, 16)}
+        # Twice as many rows and columns as are used, so that a view can move and spread in its memory.
+        tensors = {n: torch.ones(*s[:-2], 2 * s[-2], 2 * s[-1], dtype=torch.bfloat16) for n, s in shapes.items()}
+        views = {
+            n: (change(t) if n == name else t)[..., : s[-2], : s[-1]]
+            for (n, s), t in zip(shapes.items(), tensors.values(), strict=True)
+        }
+        rope(*views.values())
+        return launches.calls[-1][2]["VECTOR"]
+
+    assert vector(lambda t: t)
+    assert vector(lambda t: t[..., 8:])
+    assert not vector(lambda t: t[..., 1:])
+    assert not vector(lambda t: t[..., 4:])
+    assert not vector(lambda t: t[..., ::2])
+    assert not vector(lambda t: t.mT.contiguous().mT)
+    assert not vector(lambda t: torch.nn.functional.pad(t, (0, 4)))
 
 
 # The sources

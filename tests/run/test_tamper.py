@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
+from fuzzrope.run import tamper
 from fuzzrope.run.tamper import Seal
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["versions", "no versions"])
+def _versions(request, monkeypatch):
+    """As on an interpreter that tells whether a dictionary has changed, and on one that does not."""
+    monkeypatch.setattr(tamper, "_VERSIONED", request.param and tamper._VERSIONED)
+
 
 CHANGES = {
     "torch.allclose": (torch, "allclose"),
@@ -21,6 +29,76 @@ def test_a_replaced_function_breaks_the_seal(name, monkeypatch):
     seal = Seal()
     monkeypatch.setattr(owner, key, lambda *args: True)
     assert seal.broken() == [name]
+
+
+class Liar:
+    """A stand-in that says it is what it replaced."""
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+    def __call__(self, *args):
+        return True
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_stand_in_that_equals_anything_breaks_a_seal_that_was_looked_at_before(name, monkeypatch):
+    owner, key = CHANGES[name]
+    seal = Seal()
+    assert seal.broken() == []
+    monkeypatch.setattr(owner, key, Liar())
+    assert seal.broken() == [name]
+    assert seal.broken() == [name]
+    monkeypatch.undo()
+    assert seal.broken() == []
+
+
+@pytest.mark.parametrize("change", ["added", "added while another name goes"])
+def test_an_inherited_method_that_is_overridden_breaks_the_seal(change, monkeypatch):
+    torch.Tensor.spare = 1
+    try:
+        seal = Seal()
+        assert seal.broken() == []
+        monkeypatch.setattr(torch.Tensor, "__add__", torch.Tensor.__sub__, raising=False)
+        if change != "added":
+            del torch.Tensor.spare
+        assert "torch.Tensor.__add__" in seal.broken()
+    finally:
+        if "spare" in vars(torch.Tensor):
+            del torch.Tensor.spare
+
+
+def test_a_function_that_is_gone_or_moved_to_another_name_breaks_the_seal(monkeypatch):
+    seal = Seal()
+    assert seal.broken() == []
+    function = math.isclose
+    monkeypatch.delattr(math, "isclose")
+    math.is_near = function
+    try:
+        assert seal.broken() == ["math.isclose"]
+    finally:
+        del math.is_near
+
+
+def test_a_variable_that_changes_keeps_the_seal(monkeypatch):
+    seal = Seal()
+    assert seal.broken() == []
+    monkeypatch.setattr(math, "pi", 3)
+    assert seal.broken() == []
+    monkeypatch.setattr(math, "isclose", lambda *args: True)
+    assert seal.broken() == ["math.isclose"]
+
+
+def test_flushed_subnormals_break_the_seal():
+    seal = Seal()
+    assert torch.set_flush_denormal(True)
+    try:
+        assert seal.broken() == ["flush denormal"]
+    finally:
+        torch.set_flush_denormal(False)
+    assert seal.broken() == []
 
 
 def test_a_changed_global_setting_breaks_the_seal():
