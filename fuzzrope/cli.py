@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import math
 import os
@@ -135,6 +136,7 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
         for handler in handlers:
             handler(event)
 
+    gc.freeze()  # all that is imported stays: collections of garbage need not go through it
     for target in chosen:
         if run_parallel(target, settings, options["corpus"], emit, options["jobs"]).interrupted:
             break
