@@ -143,7 +143,7 @@ def _signed(value: Array) -> Array:
 def divsi(a: Array, b: Array) -> Array:
     """Quotient towards zero; by zero it is 0 (undefined in LLVM)."""
     floored = np.floor_divide(a, b)
-    opposite = a < 0 if type(b) is int and b > 0 else (a < 0) != (b < 0)
+    opposite = (a < 0) != (b < 0)
     if not np.any(opposite):
         return floored
     inexact = opposite & (floored * b != a) & (b != 0)
