@@ -152,20 +152,22 @@ class _Runner:
         known = {name: (tensor, _home(tensor)) for name, tensor in built.tensors.items()}
         outputs = []
         for i, item in enumerate(items):
-            outputs.append(self._output(item, known, blobs))
-            if type(item) is torch.Tensor and item.layout is torch.strided:
-                known[f"#{i}"] = item, _home(item)
+            home = _home(item) if type(item) is torch.Tensor and item.layout is torch.strided else None
+            outputs.append(self._output(item, home, known, blobs))
+            if home is not None:
+                known[f"#{i}"] = item, home
         return "tuple" if isinstance(result, tuple) else type(result).__name__, outputs
 
-    def _output(self, item: Any, known: dict[str, tuple[torch.Tensor, Home]], blobs: list[bytes]) -> dict[str, Any]:
+    def _output(
+        self, item: Any, home: Home | None, known: dict[str, tuple[torch.Tensor, Home]], blobs: list[bytes]
+    ) -> dict[str, Any]:
         form: dict[str, Any] = {"type": type(item).__name__, "dtype": "", "device": "", "shape": [], "strides": []}
         form |= {"shares": [], "has_data": False, "origin": ""}
         if type(item) is not torch.Tensor:
             return form
-        if item.layout is not torch.strided:
+        if home is None:
             return form | {"type": str(item.layout)}
         device = self.facade.device_of(item) if self.facade is not None else item.device
-        home = _home(item)
         form |= {
             "dtype": str(item.dtype).removeprefix("torch."),
             "device": device.type,
