@@ -278,7 +278,7 @@ def show(path: Path) -> None:
     console = _console()
     console.print(f"{saved.target}: {saved.case.operation} {saved.case.id}", style="bold", markup=False)
     table = Table("tensor", "dtype", "shape", "strides", "offset", "storage", "device", "values")
-    for name, spec in saved.case.tensors:
+    for name, spec in saved.case.specs:
         values = spec.values
         data = " ".join(f"{x:g}" for x in values.data[:8]) + (" …" if len(values.data) > 8 else "")
         recipe = f"{values.kind} {data}" if values.data else f"{values.kind}, seed {values.seed}"

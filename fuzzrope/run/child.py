@@ -22,7 +22,9 @@ import torch
 
 from fuzzrope.build import Built, build
 from fuzzrope.case import Case
+from fuzzrope.operations import OPERATIONS
 from fuzzrope.run import cuda, driver, wire
+from fuzzrope.run.differentiate import differentiate, require
 from fuzzrope.run.engines import Engine, Unsupported, make_engine
 from fuzzrope.run.facade import CudaFacade
 from fuzzrope.run.loading import load
@@ -69,6 +71,7 @@ class _Runner:
         else:
             self.counter = cuda.LaunchCounter()
         self.target: Any = None
+        self.derived: tuple[list[bool], list[Any], Any] | None = None  # what differentiating gave, and raised
         self.seal = Seal()
 
     def load(self) -> tuple[dict[str, Any], list[bytes]]:
@@ -95,17 +98,43 @@ class _Runner:
         elif self.counter is not None:
             self.counter.reset()
 
+        if case.backward is not None:
+            require(built, case.backward)
+
         def work() -> Any:
             result = self.target(*inputs, **dict(case.options))
+            if case.backward is not None:
+                self._differentiate(result, case, built)
             if self.device != "cpu":
                 torch.cuda.synchronize()
             return result
 
         return self._report(work, built)
 
+    def _differentiate(self, result: Any, case: Case, built: Built) -> None:
+        assert case.backward is not None
+        names = OPERATIONS[case.operation].results(dict(case.options))
+        try:
+            found = differentiate(result, names, built, case.backward)
+            self.derived = None if found is None else (*found, None)
+        except Exception as error:
+            raised = _raised(error)
+            if raised["status"] != "raised":
+                raise
+            self.derived = [], [], raised["raised"]
+
+    def _gradients(self, blobs: list[bytes]) -> dict[str, Any] | None:
+        """Whether outputs require a gradient, the form of each gradient, or None, and what backward raised."""
+        if self.derived is None:
+            return None
+        flags, tensors, raised = self.derived
+        forms = [None if item is None else self._output(item, {}, blobs) for item in tensors]
+        return {"requires": flags, "tensors": forms, "raised": raised}
+
     def _report(self, work: Callable[[], Any], built: Built) -> tuple[dict[str, Any], list[bytes]]:
         reply: dict[str, Any] = {"status": "returned", "detail": "", "container": "", "raised": None}
         result: Any = None
+        self.derived = None
         started = time.perf_counter()
         try:
             with self.facade if self.facade is not None else contextlib.nullcontext():
@@ -123,13 +152,14 @@ class _Runner:
         try:
             with torch._C.DisableTorchFunction():
                 reply["container"], reply["outputs"] = self._outputs(result, built, blobs)
+                reply["gradients"] = self._gradients(blobs)
                 reply["after"] = list(built.memories)
                 blobs += [memory.bytes() for memory in built.memories.values()]
         except Exception as error:  # noqa: BLE001 - e.g. a returned tensor whose memory is gone
             fatal = _raised(error)
             if fatal["status"] == "raised":
                 fatal = {"status": "tampered", "detail": f"what it returned could not be read: {error}"}
-            return {**reply, **fatal, "outputs": [], "after": []}, []
+            return {**reply, **fatal, "outputs": [], "gradients": None, "after": []}, []
         return reply, blobs
 
     def _watched(self) -> dict[str, Any]:
@@ -194,7 +224,7 @@ def _unsupported(detail: str) -> dict[str, Any]:
     """The reply that says nothing about the target."""
     reply: dict[str, Any] = {"status": "unsupported", "detail": detail, "container": "", "raised": None}
     empty: tuple[str, ...] = ("outputs", "accesses", "launches", "tampered", "after")
-    return reply | {key: [] for key in empty} | {"seconds": 0.0}
+    return reply | {key: [] for key in empty} | {"seconds": 0.0, "gradients": None}
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
