@@ -24,6 +24,7 @@ from fuzzrope.corpus import CorpusError, Saved
 from fuzzrope.doctor import examine
 from fuzzrope.events import Event
 from fuzzrope.findings import KINDS
+from fuzzrope.notebook import reduce
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.parallel import run_parallel
 from fuzzrope.replaying import execute, replay, target_of
@@ -239,7 +240,7 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
 
         if not keep(saved.case):
             raise Usage(f"{path}: does not show {bucket} here; see `fuzzrope replay {path}`")
-        smallest, complete = shrink.minimize(saved.case, keep, OPERATIONS[saved.case.operation].simpler)
+        smallest, complete = reduce(saved.case, keep, OPERATIONS[saved.case.operation])
         runner.discard()
         verdict = execute(runner, smallest, target, settings)
     console = _console()

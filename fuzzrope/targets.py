@@ -32,6 +32,7 @@ class Target:
         level: ``values`` (values, shapes, dtypes, memory) or ``strict`` (strides, aliasing, errors too).
         exact: it promises bit-for-bit equality with eager PyTorch.
         kernel: it promises to launch a Triton kernel; if not, ``no_launch`` is not judged.
+        gradients: it promises gradients; at the strict level they are judged in any case.
         summary: one line for ``fuzzrope list``.
     """
 
@@ -41,6 +42,7 @@ class Target:
     level: str = "values"
     exact: bool = False
     kernel: bool = True
+    gradients: bool = False
     summary: str = ""
 
     @property
@@ -71,12 +73,14 @@ REGISTERED: tuple[Target, ...] = (
         "kernels.ModelNew:ModelNew",
         level="strict",
         exact=True,
+        gradients=True,
         summary="our RoPE, the drop-in for the eager Model",
     ),
     Target(
         "kernels.reference",
         "kernels.reference:Model",
         kernel=False,
+        gradients=True,
         summary="the eager PyTorch Model, judged like any other target",
     ),
     _specimen("unfused-baseline", "one program a row; allocates with empty_like and trusts the input's strides"),

@@ -5,6 +5,7 @@ The plain twin is :func:`kernels.reference.rope`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -28,9 +29,9 @@ def rotate_rows(
     stride_cs, stride_cd, stride_ss, stride_sd,
     stride_ob, stride_oh, stride_os, stride_od, out_half,
     COS_DTYPE: tl.constexpr, SIN_DTYPE: tl.constexpr, OUT_DTYPE: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """Rotate BLOCK_R rows of x, counted over (batch, head, position) with position fastest.
+    """Rotate BLOCK_R rows of x, counted over (batch, head, position) with position fastest; BACK the other way.
 
     ``x_half`` and ``out_half`` are the offsets of the second half of a row from the first.
     """
@@ -54,7 +55,12 @@ def rotate_rows(
         x2 = tl.load(x_row + x_half + d * stride_xd, mask=mask, other=0.0)
         cos = tl.load(cos_row + d * stride_cd, mask=mask, other=0.0)
         sin = tl.load(sin_row + d * stride_sd, mask=mask, other=0.0)
+        if BACK:
+            sin = -sin
         first, second = rotate(x1, x2, cos, sin, COS_DTYPE, SIN_DTYPE, OUT_DTYPE)
+        if BACK:  # eager adds the gradients of the halves to zeros, which leaves no -0
+            first += 0.0
+            second += 0.0
         tl.store(out_row + d * stride_od, first, mask=mask)
         tl.store(out_row + out_half + d * stride_od, second, mask=mask)
 
@@ -74,7 +80,7 @@ def rope_kernel(
     stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
     Q_COS_DTYPE: tl.constexpr, Q_SIN_DTYPE: tl.constexpr, Q_OUT_DTYPE: tl.constexpr,
     K_COS_DTYPE: tl.constexpr, K_SIN_DTYPE: tl.constexpr, K_OUT_DTYPE: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """The first ``programs_q`` programs rotate q, the others k."""
     pid = tl.program_id(0)
@@ -85,7 +91,7 @@ def rope_kernel(
             stride_qb, stride_qh, stride_qs, stride_qd, q_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_oqb, stride_oqh, stride_oqs, stride_oqd, out_q_half,
-            Q_COS_DTYPE, Q_SIN_DTYPE, Q_OUT_DTYPE, WIDE, BLOCK_R, BLOCK_C,
+            Q_COS_DTYPE, Q_SIN_DTYPE, Q_OUT_DTYPE, WIDE, BLOCK_R, BLOCK_C, BACK,
         )  # fmt: skip
     else:
         rotate_rows(
@@ -94,7 +100,7 @@ def rope_kernel(
             stride_kb, stride_kh, stride_ks, stride_kd, k_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
-            K_COS_DTYPE, K_SIN_DTYPE, K_OUT_DTYPE, WIDE, BLOCK_R, BLOCK_C,
+            K_COS_DTYPE, K_SIN_DTYPE, K_OUT_DTYPE, WIDE, BLOCK_R, BLOCK_C, BACK,
         )  # fmt: skip
 
 
@@ -179,11 +185,17 @@ def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
             ) from None
         for role, dtype in zip(("COS", "SIN", "OUT"), (*dtypes, outs[-1].dtype), strict=True):
             constants[f"{name}_{role}_DTYPE"] = TL_DTYPES[dtype]
+    programs, arguments, launch = plan_launch((q, k), outs, c, s)
+    return Plan(outs[0], outs[1], programs, arguments, constants | launch)
+
+
+def plan_launch(inputs: Sequence[Meta], outs: Sequence[Meta], c: View, s: View) -> tuple[int, Ints, dict[str, Any]]:
+    """Programs, arguments and constants of a launch that rotates two inputs into two outputs."""
     tile = choose_tile(max(out.shape[3] for out in outs) // 2)
     sizes: list[int] = []
     strides: list[int] = []
     programs: list[int] = []
-    for x, out in zip((q, k), outs, strict=True):
+    for x, out in zip(inputs, outs, strict=True):
         batch, heads, seq, width = out.shape
         rows, columns = batch * heads * seq, width // 2
         own, offset = _halves(x)
@@ -195,13 +207,13 @@ def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
     for out in outs:
         strides += [*out.strides, out.shape[3] // 2 * out.strides[3]]
     # Masked lanes count too: their addresses are computed, if never used.
-    lanes = [(out.shape, *_halves(x)) for x, out in zip((q, k), outs, strict=True)]
+    lanes = [(out.shape, *_halves(x)) for x, out in zip(inputs, outs, strict=True)]
     lanes += [(out.shape, out.strides, out.shape[3] // 2 * out.strides[3]) for out in outs]
     spread = [broadcast_strides(table.shape, table.strides) for table in (c, s)]
     lanes += [(out.shape, (0, 0, *steps), 0) for out in outs for steps in spread]
     wide = any(_farthest(shape, steps, offset, tile) > INT32_MAX for shape, steps, offset in lanes)
-    constants |= {"WIDE": wide, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns}
-    return Plan(outs[0], outs[1], sum(programs), (programs[0], *sizes, *strides), constants)
+    constants = {"WIDE": wide, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns, "BACK": False}
+    return sum(programs), (programs[0], *sizes, *strides), constants
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -243,15 +255,25 @@ def rope(
         TypeError: an argument is no strided tensor of the four dtypes.
         ValueError: wrong rank, odd or different head_dim, mixed devices, shapes that do not broadcast.
 
-    On a GPU, or under Triton's interpreter, this is one kernel launch. On other devices, and where a
-    gradient is asked for, it is the eager twin.
+    On a GPU, or under Triton's interpreter, this is one kernel launch; on other devices it is the eager twin.
+    Gradients are :mod:`kernels.rope_backward`'s.
     """
     _check(q, k, cos, sin)
     plan = make_plan(Meta.of(q), Meta.of(k), Meta.of(cos), Meta.of(sin))
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, cos, sin))
-    if differentiable or not can_launch(q.device):
+    if not can_launch(q.device):
         return reference.rope(q, k, cos, sin)
     rows = q.shape[2]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, cos, sin)):
+        from kernels.rope_backward import differentiable  # it launches the kernel above
+
+        return *differentiable(plan, q, k, cos, sin), cos[:rows], sin[:rows]
+    return *launch(plan, q, k, cos, sin), cos[:rows], sin[:rows]
+
+
+def launch(
+    plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q and k rotated in fresh memory, by one launch or none."""
     out_q, out_k = (
         torch.empty_strided(out.shape, out.strides, dtype=out.dtype, device=q.device)
         for out in (plan.out_q, plan.out_k)
@@ -260,4 +282,4 @@ def rope(
         # A lazily negated view keeps its sign outside its memory, where a kernel cannot see it.
         inputs = [x.resolve_neg() for x in (q, k, cos, sin)]
         rope_kernel[(plan.programs,)](*inputs, out_q, out_k, *plan.arguments, **plan.constants, enable_fp_fusion=False)
-    return out_q, out_k, cos[:rows], sin[:rows]
+    return out_q, out_k
