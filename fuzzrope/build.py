@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -113,10 +113,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Built:
-    """The tensors of a case by name, and the memory of each storage."""
+    """The tensors of a case by name, the memory of each storage, and the cotangents by output."""
 
     tensors: dict[str, torch.Tensor]
     memories: dict[str, Memory]
+    cotangents: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def offsets(spec: TensorSpec) -> np.ndarray:
@@ -158,30 +159,38 @@ def _elements(values: Values, dtype: str, count: int) -> np.ndarray:
 
 def contents(case: Case) -> list[bytes]:
     """The elements of each tensor in row-major order, for a process that is spared working them out."""
-    return [_elements(spec.values, spec.dtype, spec.numel).tobytes() for _, spec in case.tensors]
+    return [_elements(spec.values, spec.dtype, spec.numel).tobytes() for _, spec in case.specs]
 
 
 def build(case: Case, numbers: Sequence[bytes] | None = None, apart: bool = True) -> Built:
-    """Allocate and fill the inputs of a case; where views overlap, the first element and later view win.
+    """Allocate and fill inputs and cotangents; where views overlap, the first element and the later view win.
 
     ``numbers`` are the :func:`contents` if they are known; ``apart`` is for tensors that a target may see.
     """
     memories: dict[str, Memory] = {}
-    for _, spec in case.tensors:
+    for _, spec in case.specs:
         if spec.storage not in memories:
             width = ITEMSIZE[spec.dtype]
-            needed = max(s.end for _, s in case.tensors if s.storage == spec.storage) * width
+            needed = max(s.end for _, s in case.specs if s.storage == spec.storage) * width
             memories[spec.storage] = Memory(needed, width, GAP, apart)
     made: list[tuple[TensorSpec, torch.Tensor]] = []
-    tensors: dict[str, torch.Tensor] = {}
-    for number, (name, spec) in enumerate(case.tensors):
-        known = next((tensor for other, tensor in made if other == spec), None)
+    inputs = len(case.tensors)
+    for number, (_, spec) in enumerate(case.specs):
+        # An input requires a gradient, a cotangent none: they are never the same tensor.
+        alike = made[:inputs] if number < inputs else made[inputs:]
+        known = next((tensor for other, tensor in alike if other == spec), None)
         if known is None:
             words = None if numbers is None else np.frombuffer(numbers[number], WORDS[ITEMSIZE[spec.dtype]])
             known = _fill(spec, memories[spec.storage], words)
-        tensors[name] = known
-        made.append((spec, tensors[name]))
-    return Built(tensors, memories)
+        made.append((spec, known))
+    return named(case, [tensor for _, tensor in made], memories)
+
+
+def named(case: Case, made: Sequence[torch.Tensor], memories: dict[str, Memory]) -> Built:
+    """The tensors of ``case.specs``, in their order, under their names."""
+    tensors = {name: tensor for (name, _), tensor in zip(case.tensors, made, strict=False)}
+    outputs = [name for name, _ in case.backward.cotangents] if case.backward else []
+    return Built(tensors, memories, dict(zip(outputs, made[len(tensors) :], strict=True)))
 
 
 def _fill(spec: TensorSpec, memory: Memory, words: np.ndarray | None) -> torch.Tensor:

@@ -21,7 +21,7 @@ from fuzzrope.events import Event, Example, Finished, Started
 from fuzzrope.findings import Finding, worst
 from fuzzrope.judge import Errors, Verdict, judge
 from fuzzrope.notebook import Keeper, Notebook
-from fuzzrope.operations import OPERATIONS, Stratum
+from fuzzrope.operations import OPERATIONS, Differentiable, Stratum
 from fuzzrope.run import Runner
 from fuzzrope.run.capability import cannot_run
 from fuzzrope.settings import Settings
@@ -64,6 +64,7 @@ class _Campaign:
     def __init__(self, target: Target, settings: Settings, folder: Path | None, emit: Emit, runner: Runner) -> None:
         self.target, self.settings, self.folder, self.emit, self.runner = target, settings, folder, emit, runner
         self.operation = OPERATIONS[target.operation]
+        self.gradients = target.gradients or target.level == "strict"
         self.blocks: tuple[int, ...] = DEFAULT_BLOCKS
         self.strata: tuple[Stratum, ...] = ()
         self._declared: frozenset[str] = frozenset()
@@ -79,7 +80,7 @@ class _Campaign:
         self._failure: tuple[Case, Finding] | None = None
         self._hangs = False
         keeper = Keeper(target, settings, folder)
-        self.notebook = Notebook(keeper, self._execute, self._execute_afresh, self.operation.simpler, emit, self._left)
+        self.notebook = Notebook(keeper, self._execute, self._execute_afresh, self.operation, emit, self._left)
         self.known = self.notebook.known
 
     # The order of work
@@ -113,6 +114,8 @@ class _Campaign:
     def declare(self) -> None:
         """Fix the strata that the engine can visit, and say so."""
         every = self.operation.strata(self.blocks)
+        if self.gradients and isinstance(self.operation, Differentiable):
+            every += self.operation.backward_strata()
         reasons: dict[str, str] = {}
         for stratum in every:
             reason = cannot_run(self.settings.device, self.settings.engine, dict(stratum.pins).get("dtypes", ()))
@@ -138,7 +141,7 @@ class _Campaign:
             for name in ("float32", "float16", "float64", "bfloat16")
             if not cannot_run(self.settings.device, self.settings.engine, (name,))
         )
-        pins = {"floats": floats, **pins}
+        pins = {"floats": floats, "gradients": self.gradients, **pins}
         for attempt in range(10):
             failure = self._hypothesis(pins, examples, f"{self.settings.seed}/{label}/{attempt}")
             if failure is None:

@@ -111,16 +111,40 @@ class TensorSpec:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """What is differentiated: the inputs that require a gradient, and the cotangents of the outputs in use.
+
+    Both name each input or output once, ``requires`` in the order of the inputs, ``cotangents`` by name. An
+    output without a cotangent is not used.
+    """
+
+    requires: tuple[str, ...]
+    cotangents: tuple[tuple[str, TensorSpec], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        cotangents = {name: spec.to_json() for name, spec in self.cotangents}
+        return {"requires": list(self.requires), "cotangents": cotangents}
+
+
 @dataclass(frozen=True)
 class Case:
-    """One run of an operation: its named inputs in order, and its options."""
+    """One run of an operation: its named inputs in order, its options, and what is differentiated, if anything is."""
 
     operation: str
     tensors: tuple[tuple[str, TensorSpec], ...]
     options: tuple[tuple[str, Any], ...] = ()
+    backward: Backward | None = None
+
+    @cached_property
+    def specs(self) -> tuple[tuple[str, TensorSpec], ...]:
+        """Every tensor that is built: the inputs, then the cotangent of an output NAME as ``grad_NAME``."""
+        cotangents = self.backward.cotangents if self.backward else ()
+        return self.tensors + tuple((f"grad_{name}", spec) for name, spec in cotangents)
 
     def __getitem__(self, name: str) -> TensorSpec:
-        for key, spec in self.tensors:
+        for key, spec in self.specs:
             if key == name:
                 return spec
         raise KeyError(name)
@@ -130,18 +154,23 @@ class Case:
         return self.with_tensors({name: replace(self[name], **changes)})
 
     def with_tensors(self, changed: Mapping[str, TensorSpec]) -> Case:
-        """The same case with some tensors replaced."""
-        return replace(self, tensors=tuple((name, changed.get(name, spec)) for name, spec in self.tensors))
+        """The same case with some tensors replaced, named as in :attr:`specs`."""
+        tensors = tuple((name, changed.get(name, spec)) for name, spec in self.tensors)
+        if self.backward is None:
+            return replace(self, tensors=tensors)
+        cotangents = tuple((name, changed.get(f"grad_{name}", spec)) for name, spec in self.backward.cotangents)
+        return replace(self, tensors=tensors, backward=replace(self.backward, cotangents=cotangents))
 
     def to_json(self) -> dict[str, Any]:
         """JSON form; ``json.dumps`` of it with sorted keys is canonical."""
-        return {
+        data = {
             "format": FORMAT,
             "operation": self.operation,
             "tensors": {name: spec.to_json() for name, spec in self.tensors},
             "order": [name for name, _ in self.tensors],
             "options": dict(self.options),
         }
+        return data if self.backward is None else {**data, "backward": self.backward.to_json()}
 
     @cached_property
     def id(self) -> str:
@@ -152,7 +181,8 @@ class Case:
     @classmethod
     def from_json(cls, data: Any, where: str = "case") -> Case:
         """Check and read the JSON form; raises :class:`CaseError` naming the first bad field."""
-        fields = Fields(data, where, {"format", "operation", "tensors", "order", "options"})
+        keys = {"format", "operation", "tensors", "order", "options"}
+        fields = Fields(data, where, keys, optional=frozenset({"backward"}))
         if fields.integer("format", 0, 2**31) != FORMAT:
             raise CaseError(f"{where}.format: this version reads format {FORMAT}, not {data['format']}")
         order = [_name(item, f"{where}.order[{i}]") for i, item in enumerate(fields.items("order", 16))]
@@ -164,6 +194,7 @@ class Case:
             operation=fields.text("operation"),
             tensors=tuple((n, _read_tensor(tensors[n], f"{tensors.where}.{n}")) for n in order),
             options=tuple(sorted((key, options.scalar(key)) for key in options.data)),
+            backward=_read_backward(fields["backward"], f"{where}.backward", order) if "backward" in data else None,
         )
         _check_storages(case, where)
         return case
@@ -285,12 +316,32 @@ def _read_tensor(data: Any, where: str) -> TensorSpec:
     )
 
 
+def _read_backward(data: Any, where: str, inputs: list[str]) -> Backward:
+    fields = Fields(data, where, {"requires", "cotangents"})
+    requires = [_name(item, f"{where}.requires[{i}]") for i, item in enumerate(fields.items("requires", 16))]
+    if not requires or len(set(requires)) != len(requires) or not set(requires) <= set(inputs):
+        raise CaseError(f"{where}.requires: expected some of {', '.join(inputs)}, each once, got {_brief(requires)}")
+    cotangents = Fields(fields["cotangents"], f"{where}.cotangents", None)
+    if not 0 < len(cotangents.data) <= 16:
+        raise CaseError(f"{where}.cotangents: expected 1 to 16 of them, got {len(cotangents.data)}")
+    read: list[tuple[str, TensorSpec]] = []
+    for name in sorted(_name(key, f"{where}.cotangents") for key in cotangents.data):
+        spec = _read_tensor(cotangents[name], f"{cotangents.where}.{name}")
+        if f"grad_{name}" in inputs:
+            raise CaseError(f"{cotangents.where}.{name}: an input has the name grad_{name}")
+        if spec.dtype not in FLOATS or spec.device != "cuda":
+            raise CaseError(f"{cotangents.where}.{name}: expected floating point on cuda, as outputs are")
+        read.append((name, spec))
+    return Backward(tuple(name for name in inputs if name in requires), tuple(read))
+
+
 def _check_storages(case: Case, where: str) -> None:
     """Views of one storage share a dtype and a device, and no storage is larger than may be mapped."""
     first: dict[str, TensorSpec] = {}
-    for name, spec in case.tensors:
+    for name, spec in case.specs:
+        place = f"{where}.tensors.{name}"
         if spec.end * ITEMSIZE[spec.dtype] > MAX_EXTENT_BYTES:
-            raise CaseError(f"{where}.tensors.{name}: reaches beyond {MAX_EXTENT_BYTES} bytes of storage")
+            raise CaseError(f"{place}: reaches beyond {MAX_EXTENT_BYTES} bytes of storage")
         other = first.setdefault(spec.storage, spec)
         if (other.dtype, other.device) != (spec.dtype, spec.device):
-            raise CaseError(f"{where}.tensors.{name}: shares storage {spec.storage!r} but not dtype and device")
+            raise CaseError(f"{place}: shares storage {spec.storage!r} but not dtype and device")

@@ -25,6 +25,7 @@ from fuzzrope.corpus import CorpusError, Saved
 from fuzzrope.doctor import examine
 from fuzzrope.events import Event
 from fuzzrope.findings import KINDS
+from fuzzrope.notebook import reduce
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.parallel import run_parallel
 from fuzzrope.replaying import execute, replay, target_of
@@ -241,7 +242,7 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
 
         if not keep(saved.case):
             raise Usage(f"{path}: does not show {bucket} here; see `fuzzrope replay {path}`")
-        smallest, complete = shrink.minimize(saved.case, keep, OPERATIONS[saved.case.operation].simpler)
+        smallest, complete = reduce(saved.case, keep, OPERATIONS[saved.case.operation])
         runner.discard()
         verdict = execute(runner, smallest, target, settings)
     console = _console()
@@ -280,7 +281,7 @@ def show(path: Path) -> None:
     console = _console()
     console.print(f"{saved.target}: {saved.case.operation} {saved.case.id}", style="bold", markup=False)
     table = Table("tensor", "dtype", "shape", "strides", "offset", "storage", "device", "values")
-    for name, spec in saved.case.tensors:
+    for name, spec in saved.case.specs:
         values = spec.values
         data = " ".join(f"{x:g}" for x in values.data[:8]) + (" …" if len(values.data) > 8 else "")
         recipe = f"{values.kind} {data}" if values.data else f"{values.kind}, seed {values.seed}"

@@ -19,7 +19,7 @@ from typing import Any
 
 from fuzzrope.case import Case, CaseError, Fields
 from fuzzrope.findings import KINDS
-from fuzzrope.operations import OPERATIONS
+from fuzzrope.operations import OPERATIONS, Differentiable
 from fuzzrope.targets import Target, TargetError, find
 from fuzzrope.text import one_line
 
@@ -171,6 +171,8 @@ def _load(path: Path) -> Saved:
         raise CorpusError(f"file.case.operation: {case.operation!r} is not the file's {operation!r}")
     if tuple(name for name, _ in case.tensors) != OPERATIONS[operation].inputs:
         raise CorpusError(f"file.case.order: {operation} takes {', '.join(OPERATIONS[operation].inputs)}")
+    if case.backward is not None and not isinstance(OPERATIONS[operation], Differentiable):
+        raise CorpusError(f"file.case.backward: {operation} is not judged by its gradients")
     expected = Fields(fields["expect"], "file.expect", {"findings"})
     findings = []
     for i, item in enumerate(expected.items("findings", 100)):

@@ -15,6 +15,7 @@ from fuzzrope.events import Event, Minimized, Seen
 from fuzzrope.findings import Finding, worst
 from fuzzrope.findings import finding as make_finding
 from fuzzrope.judge import Verdict
+from fuzzrope.operations import Differentiable, Operation
 from fuzzrope.settings import Settings
 from fuzzrope.targets import Target
 from fuzzrope.versions import versions
@@ -22,6 +23,13 @@ from fuzzrope.versions import versions
 HANG_SECONDS = 1.0  # deadline of one step while a hang is being minimized; the result is run at the full one
 
 Execute = Callable[[Case, float | None], Verdict]
+
+
+def reduce(case: Case, keep: shrink.Keep, operation: Operation) -> tuple[Case, bool]:
+    """:func:`fuzzrope.shrink.minimize` with what the operation knows of its cases."""
+    if isinstance(operation, Differentiable):
+        return shrink.minimize(case, keep, operation.simpler, operation.fitted)
+    return shrink.minimize(case, keep, operation.simpler)
 
 
 class Keeper:
@@ -64,12 +72,12 @@ class Notebook:
         keeper: Keeper,
         execute: Execute,
         confirm: Callable[[Case], Verdict],
-        simpler: shrink.Propose,
+        operation: Operation,
         emit: Callable[[Event], None],
         left: Callable[[], float],
     ) -> None:
         self.known: set[str] = set()
-        self._keeper, self._execute, self._confirm, self._simpler = keeper, execute, confirm, simpler
+        self._keeper, self._execute, self._confirm, self._operation = keeper, execute, confirm, operation
         self._emit, self._left = emit, left
         self._open: tuple[Finding, Case, Path | None] | None = None
 
@@ -111,7 +119,7 @@ class Notebook:
             seconds = HANG_SECONDS if finding.kind == "timeout" else None
             return finding.bucket in self._execute(candidate, seconds).buckets
 
-        smallest, complete = shrink.minimize(case, keep, self._simpler)
+        smallest, complete = reduce(case, keep, self._operation)
         final = self._confirm(smallest)
         again = next((f for f in final.findings if f.bucket == finding.bucket), None)
         assert self._open is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,18 @@ class Raised:
 
 
 @dataclass(frozen=True, slots=True)
+class Gradients:
+    """What differentiating gave: for each output whether it requires a gradient, and the gradient of each input.
+
+    ``raised`` is what backward raised; then the rest is empty. A gradient is None where there is none.
+    """
+
+    requires: tuple[bool, ...] = ()
+    tensors: tuple[Output | None, ...] = ()
+    raised: Raised | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """A memory access the engine refused or noticed, with the kernel's source line."""
 
@@ -59,13 +72,14 @@ class Outcome:
 
     ``status`` is one of ``STATUSES``; ``detail`` says more (signal, exit code, limit). ``container`` names
     the type of the returned object, ``phase`` is ``load`` or ``run``. ``after`` maps a storage to the bytes
-    of its spans after the run.
+    of its spans after the run. ``gradients`` is None where nothing was differentiated.
     """
 
     status: str
     detail: str = ""
     container: str = ""
     outputs: tuple[Output, ...] = ()
+    gradients: Gradients | None = None
     raised: Raised | None = None
     accesses: tuple[Access, ...] = ()
     launches: tuple[Launch, ...] = ()
@@ -119,35 +133,48 @@ def from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
         raise ReplyError(f"{type(error).__name__}: {error}") from error
 
 
+def _output(item: Any, remaining: Iterator[bytes]) -> Output:
+    data = next(remaining) if item["has_data"] else b""
+    return Output(
+        type=_text(item["type"]),
+        dtype=_text(item["dtype"]),
+        shape=_ints(item["shape"]),
+        strides=_ints(item["strides"]),
+        device=_text(item["device"]),
+        data=data,
+        shares=tuple((_text(name), _int(offset)) for name, offset in _list(item["shares"])),
+        origin=_text(item["origin"]),
+    )
+
+
+def _raised(value: Any) -> Raised | None:
+    return None if value is None else Raised(*(_text(value[key]) for key in ("type", "message", "where")))
+
+
+def _gradients(value: Any, remaining: Iterator[bytes]) -> Gradients:
+    requires = _list(value["requires"], 32)
+    if not all(type(flag) is bool for flag in requires):
+        raise ReplyError("expected a truth value")
+    tensors = [None if item is None else _output(item, remaining) for item in _list(value["tensors"], 32)]
+    return Gradients(tuple(requires), tuple(tensors), _raised(value["raised"]))
+
+
 def _from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
     status = _text(header["status"])
     if status not in STATUSES:
         raise ReplyError(f"unknown status {status!r}")
     remaining = iter(blobs)
-    outputs = []
-    for item in _list(header["outputs"], 32):
-        data = next(remaining) if item["has_data"] else b""
-        shares = tuple((_text(name), _int(offset)) for name, offset in _list(item["shares"]))
-        outputs.append(
-            Output(
-                type=_text(item["type"]),
-                dtype=_text(item["dtype"]),
-                shape=_ints(item["shape"]),
-                strides=_ints(item["strides"]),
-                device=_text(item["device"]),
-                data=data,
-                shares=shares,
-                origin=_text(item["origin"]),
-            )
-        )
+    outputs = tuple(_output(item, remaining) for item in _list(header["outputs"], 32))
+    derived = header["gradients"]
+    gradients = None if derived is None else _gradients(derived, remaining)
     after = tuple((_text(name), next(remaining, b"")) for name in _list(header["after"], 32))
-    raised = header["raised"]
     return Outcome(
         status=status,
         detail=_text(header["detail"]),
         container=_text(header["container"]),
-        outputs=tuple(outputs),
-        raised=None if raised is None else Raised(*(_text(raised[key]) for key in ("type", "message", "where"))),
+        outputs=outputs,
+        gradients=gradients,
+        raised=_raised(header["raised"]),
         accesses=tuple(
             Access(_text(a["what"]), _text(a["kernel"]), _text(a["line"]), _text(a["message"]), _int(a["lanes"]))
             for a in _list(header["accesses"])

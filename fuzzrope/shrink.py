@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ from fuzzrope.values import expand
 #: Elements up to which a tensor's values are spelled out one by one.
 SPELLED_OUT = 8
 
+T = TypeVar("T")
 Keep = Callable[[Case], bool]
 Propose = Callable[[Case], list[Case]]
+Fit = Callable[[Case], Case]
 Write = Callable[[TensorSpec, int], TensorSpec]
 
 
@@ -30,14 +33,15 @@ class OutOfTimeError(Exception):
     """Raised by ``keep`` to end minimizing early."""
 
 
-def minimize(case: Case, keep: Keep, simpler: Propose) -> tuple[Case, bool]:
+def minimize(case: Case, keep: Keep, simpler: Propose, fitted: Fit = lambda case: case) -> tuple[Case, bool]:
     """The smallest case reachable from ``case`` for which ``keep`` holds, and whether it is a minimum.
 
-    ``simpler`` proposes cases whose linked dimensions shrink together. ``keep`` must hold for ``case``.
+    ``simpler`` proposes cases whose linked dimensions shrink together, ``fitted`` makes cotangents follow the
+    inputs. ``keep`` must hold for ``case``.
     """
-    search = _Search(case, keep)
+    search = _Search(case, keep, fitted)
     try:
-        while search.step(simpler) or search.step(_plainer_memory):
+        while search.step(_less_backward) or search.step(simpler) or search.step(_plainer_memory):
             pass
         _reach_minimum(search, simpler)
         spelled = search.step(_spelled_out)
@@ -50,15 +54,15 @@ def minimize(case: Case, keep: Keep, simpler: Propose) -> tuple[Case, bool]:
 
 def _reach_minimum(search: _Search, simpler: Propose) -> None:
     search.start_descent()
-    while search.step(simpler) or search.step(_plainer) or search.descend():
+    while search.step(_less_backward) or search.step(simpler) or search.step(_plainer) or search.descend():
         pass
 
 
 class _Search:
     """The best case so far, the cases that lost the failure, and those it has been at."""
 
-    def __init__(self, case: Case, keep: Keep) -> None:
-        self.best, self._keep = case, keep
+    def __init__(self, case: Case, keep: Keep, fitted: Fit) -> None:
+        self.best, self._keep, self._fitted = case, keep, fitted
         self._lost: set[str] = set()
         self._been = {case.id}
 
@@ -68,6 +72,7 @@ class _Search:
 
     def accept(self, candidate: Case) -> bool:
         """Move to the candidate if it is valid, new and keeps the failure."""
+        candidate = self._fitted(candidate)
         key = candidate.id
         if key in self._lost or key in self._been:
             return False
@@ -115,10 +120,10 @@ def _valid(case: Case) -> bool:
 def _groups(case: Case) -> list[tuple[str, ...]]:
     """Tensors to change together: those that are the same tensor, then each alone."""
     same: dict[TensorSpec, list[str]] = {}
-    for name, spec in case.tensors:
+    for name, spec in case.specs:
         same.setdefault(spec, []).append(name)
     together = [tuple(group) for group in same.values() if len(group) > 1]
-    return together + [(name,) for name, _ in case.tensors]
+    return together + [(name,) for name, _ in case.specs]
 
 
 def _numbers(case: Case, names: tuple[str, ...]) -> Iterator[tuple[Callable[[TensorSpec], int], Write]]:
@@ -143,9 +148,29 @@ def _restrided(spec: TensorSpec, dim: int, stride: int) -> TensorSpec:
     return replace(spec, strides=(*spec.strides[:dim], stride, *spec.strides[dim + 1 :]))
 
 
+def _less_backward(case: Case) -> list[Case]:
+    """Nothing differentiated; else fewer inputs that require a gradient, and fewer outputs in use."""
+    if case.backward is None:
+        return []
+    requires, cotangents = case.backward.requires, case.backward.cotangents
+    fewer = [replace(case.backward, requires=(name,)) for name in requires if len(requires) > 1]
+    fewer += [replace(case.backward, cotangents=(one,)) for one in cotangents if len(cotangents) > 1]
+    fewer += [replace(case.backward, requires=_without(requires, i)) for i in range(len(requires)) if len(requires) > 2]
+    fewer += [
+        replace(case.backward, cotangents=_without(cotangents, i))
+        for i in range(len(cotangents))
+        if len(cotangents) > 2
+    ]
+    return [replace(case, backward=backward) for backward in (None, *fewer)]
+
+
+def _without(items: tuple[T, ...], index: int) -> tuple[T, ...]:
+    return items[:index] + items[index + 1 :]
+
+
 def _plainer_memory(case: Case) -> list[Case]:
     """Plain values and contiguous tensors of their own, all at once and each alone."""
-    plain = {name: _contiguous(name, spec) for name, spec in case.tensors}
+    plain = {name: _contiguous(name, spec) for name, spec in case.specs}
     alone = [{name: spec} for name, spec in plain.items()]
     return [*_plainer(case), *(case.with_tensors(changed) for changed in [plain, *alone])]
 
@@ -161,10 +186,10 @@ _PLAIN_VALUES = (Values("constant", 0, (1.0,)), Values("constant", 0, (0.0,)), V
 def _plainer(case: Case) -> list[Case]:
     """Plainer dtypes, devices, storages and values, all tensors at once and each alone."""
     changes = [
-        {name: replace(spec, dtype="float32") for name, spec in case.tensors},
-        {name: replace(spec, values=_PLAIN_VALUES[0]) for name, spec in case.tensors if _is_recipe(spec)},
+        {name: replace(spec, dtype="float32") for name, spec in case.specs},
+        {name: replace(spec, values=_PLAIN_VALUES[0]) for name, spec in case.specs if _is_recipe(spec)},
     ]
-    for name, spec in case.tensors:
+    for name, spec in case.specs:
         rank = _PLAIN_VALUES.index(spec.values) if spec.values in _PLAIN_VALUES else len(_PLAIN_VALUES)
         plainer = _PLAIN_VALUES[:rank] if _is_recipe(spec) else ()
         changes += [{name: replace(spec, values=values)} for values in plainer]
@@ -180,7 +205,7 @@ def _is_recipe(spec: TensorSpec) -> bool:
 def _spelled_out(case: Case) -> list[Case]:
     """The same case with the values of small tensors written out."""
     changed = {}
-    for name, spec in case.tensors:
+    for name, spec in case.specs:
         if spec.values.kind not in ("listed", "constant") and 0 < spec.numel <= SPELLED_OUT:
             numbers = expand(spec.values, DTYPES[spec.dtype], spec.numel).to(torch.float64).tolist()
             changed[name] = replace(spec, values=Values("listed", 0, tuple(numbers)))
@@ -190,7 +215,7 @@ def _spelled_out(case: Case) -> list[Case]:
 def _plainer_numbers(case: Case) -> list[Case]:
     """Single spelled-out numbers replaced by one, zero or the nearest integer."""
     found = []
-    for name, spec in case.tensors:
+    for name, spec in case.specs:
         if spec.values.kind != "listed":
             continue
         for i, number in enumerate(spec.values.data):

@@ -32,6 +32,7 @@ class Target:
         level: ``values`` (values, shapes, dtypes, memory) or ``strict`` (strides, aliasing, errors too).
         exact: it promises bit-for-bit equality with eager PyTorch.
         kernel: it promises to launch a Triton kernel; if not, ``no_launch`` is not judged.
+        gradients: it promises gradients; at the strict level they are judged in any case.
         summary: one line for ``fuzzrope list``.
     """
 
@@ -41,6 +42,7 @@ class Target:
     level: str = "values"
     exact: bool = False
     kernel: bool = True
+    gradients: bool = False
     summary: str = ""
 
     @property
@@ -61,8 +63,9 @@ class Target:
         return replace(self, level=level, exact=self.exact and level == "strict")
 
 
-def _specimen(name: str, summary: str) -> Target:
-    return Target(f"specimen:{name}", f"fuzzrope.specimens.{name.replace('-', '_')}:ModelNew", summary=summary)
+def _specimen(name: str, summary: str, gradients: bool = False) -> Target:
+    entry = f"fuzzrope.specimens.{name.replace('-', '_')}:ModelNew"
+    return Target(f"specimen:{name}", entry, gradients=gradients, summary=summary)
 
 
 REGISTERED: tuple[Target, ...] = (
@@ -71,12 +74,14 @@ REGISTERED: tuple[Target, ...] = (
         "kernels.ModelNew:ModelNew",
         level="strict",
         exact=True,
+        gradients=True,
         summary="our RoPE, the drop-in for the eager Model",
     ),
     Target(
         "kernels.reference",
         "kernels.reference:Model",
         kernel=False,
+        gradients=True,
         summary="the eager PyTorch Model, judged like any other target",
     ),
     _specimen("unfused-baseline", "one program a row; allocates with empty_like and trusts the input's strides"),
@@ -92,10 +97,23 @@ REGISTERED: tuple[Target, ...] = (
     _specimen("table-scribbler", "changes cos after using it"),
     _specimen("extra-heads", "leaves heads of k beyond q's unrotated"),
     _specimen("narrow-index", "multiplies batch and stride in 32 bits"),
+    _specimen("gradient-sign", "the gradient's rotation turns on instead of back", gradients=True),
+    _specimen("gradient-first-batch", "sums the gradients of the tables over the first batch alone", gradients=True),
+    _specimen("gradient-query-only", "leaves k out of the gradients of the tables", gradients=True),
+    _specimen("gradient-strides", "reads the output's gradient as if it were contiguous", gradients=True),
+    _specimen("gradient-detached", "cuts the graph: its outputs have no gradient", gradients=True),
+    _specimen("gradient-unused", "its backward fails where an output is not used", gradients=True),
+    _specimen("gradient-all-or-none", "its gradients are right only if all inputs require one", gradients=True),
     Target(
         "specimen:tiled",
         "fuzzrope.specimens.tiled:ModelNew",
         summary="no flaw: the correct kernel that the specimens depart from",
+    ),
+    Target(
+        "specimen:differentiable",
+        "fuzzrope.specimens.differentiable:ModelNew",
+        gradients=True,
+        summary="no flaw: a correct kernel with gradients",
     ),
 )
 

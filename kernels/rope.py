@@ -5,6 +5,7 @@ The plain twin is :func:`kernels.reference.rope`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from operator import mul
 from typing import Any, NamedTuple
@@ -41,9 +42,9 @@ def rotate_rows(
     stride_cs, stride_cd, stride_ss, stride_sd,
     stride_ob, stride_oh, stride_os, stride_od, out_half,
     COS_DTYPE: tl.constexpr, SIN_DTYPE: tl.constexpr, OUT_DTYPE: tl.constexpr,
-    VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """Rotate BLOCK_R rows of x, counted over (batch, head, position) with position fastest.
+    """Rotate BLOCK_R rows of x, counted over (batch, head, position) with position fastest; BACK the other way.
 
     ``x_half`` and ``out_half`` are the offsets of the second half of a row from the first.
     """
@@ -76,7 +77,12 @@ def rotate_rows(
         x2 = tl.load(x2_row + d * stride_xd, mask=mask, other=0.0)
         cos = tl.load(cos_row + d * stride_cd, mask=mask, other=0.0)
         sin = tl.load(sin_row + d * stride_sd, mask=mask, other=0.0)
+        if BACK:
+            sin = -sin
         first, second = rotate(x1, x2, cos, sin, COS_DTYPE, SIN_DTYPE, OUT_DTYPE)
+        if BACK:  # eager adds the gradients of the halves to zeros, which leaves no -0
+            first += 0.0
+            second += 0.0
         tl.store(out1_row + d * stride_od, first, mask=mask)
         tl.store(out2_row + d * stride_od, second, mask=mask)
 
@@ -96,7 +102,7 @@ def rope_kernel(
     stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
     Q_COS_DTYPE: tl.constexpr, Q_SIN_DTYPE: tl.constexpr, Q_OUT_DTYPE: tl.constexpr,
     K_COS_DTYPE: tl.constexpr, K_SIN_DTYPE: tl.constexpr, K_OUT_DTYPE: tl.constexpr,
-    VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """The first ``programs_q`` programs rotate q, the others k.
 
@@ -111,7 +117,7 @@ def rope_kernel(
             stride_qb, stride_qh, stride_qs, stride_qd, q_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_oqb, stride_oqh, stride_oqs, stride_oqd, out_q_half,
-            Q_COS_DTYPE, Q_SIN_DTYPE, Q_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C,
+            Q_COS_DTYPE, Q_SIN_DTYPE, Q_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C, BACK,
         )  # fmt: skip
     else:
         rotate_rows(
@@ -120,7 +126,7 @@ def rope_kernel(
             stride_kb, stride_kh, stride_ks, stride_kd, k_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
-            K_COS_DTYPE, K_SIN_DTYPE, K_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C,
+            K_COS_DTYPE, K_SIN_DTYPE, K_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C, BACK,
         )  # fmt: skip
 
 
@@ -137,18 +143,37 @@ class Meta(NamedTuple):
         return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
-class Plan(NamedTuple):
-    """One launch: the outputs to allocate, the programs (0 when there is nothing to do), the arguments.
+Form = View | Meta
+
+
+class Launch(NamedTuple):
+    """One launch: its programs (0 when there is nothing to do), arguments and constants.
 
     ``even`` says of the layouts what the kernel's VECTOR promises; the addresses have to be even too.
     """
 
-    out_q: Meta
-    out_k: Meta
     programs: int
     arguments: Ints
     even: bool
     constants: dict[str, Any]
+
+    def run(self, tensors: Sequence[torch.Tensor], back: bool = False) -> None:
+        """Launch on q, k, cos, sin and the two outputs."""
+        if not self.programs:
+            return
+        # A lazily negated view keeps its sign outside its memory, where a kernel cannot see it.
+        tensors = [*(x.resolve_neg() for x in tensors[:4]), *tensors[4:]]
+        vector = self.even and all(x.data_ptr() % VECTOR_BYTES == 0 for x in tensors)
+        kernel = rope_kernel[(self.programs,)]
+        kernel(*tensors, *self.arguments, **self.constants, VECTOR=vector, BACK=back, enable_fp_fusion=False)
+
+
+class Plan(NamedTuple):
+    """The outputs to allocate, and the launch that fills them."""
+
+    out_q: Meta
+    out_k: Meta
+    launch: Launch
 
 
 def _unsqueezed(table: View) -> View:
@@ -211,13 +236,20 @@ def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
                 f"rope: {name} {x.shape} does not broadcast with cos {c.shape} and sin {s.shape}"
                 f" (tables cut to q's {q.shape[2]} rows)"
             ) from None
+    launch = plan_launch((q, k), outs, c, s)
+    launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
+    return Plan(Meta(*outs[0], types["Q_OUT_DTYPE"]), Meta(*outs[1], types["K_OUT_DTYPE"]), launch)
+
+
+def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View) -> Launch:
+    """The launch that rotates two inputs into two outputs; the constants that name dtypes are left to add."""
     tile = choose_tile(max(out.shape[3] for out in outs) // 2)
     tables = [broadcast_strides(table.shape, table.strides) for table in (c, s)]
     even, farthest = True, 0
     programs: list[int] = []
     sizes: list[int] = []
     halves: list[tuple[Ints, int]] = []
-    for x, out in zip((q, k), outs, strict=True):
+    for x, out in zip(inputs, outs, strict=True):
         batch, heads, seq, width = out.shape
         rows, columns, half = batch * heads * seq, width // 2, x.shape[3] // 2
         programs.append(ceil_div(rows, tile.rows) if columns else 0)
@@ -230,10 +262,8 @@ def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
             even = even and _is_even((columns, offset, *strides))
     in_q, out_q, in_k, out_k = ((*strides, offset) for strides, offset in halves)
     arguments = (programs[0], *sizes, *in_q, *in_k, *tables[0], *tables[1], *out_q, *out_k)
-    constants: dict[str, Any] = {name: TL_DTYPES[dtype] for name, dtype in types.items()}
-    constants |= {"WIDE": farthest > INT32_MAX, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns}
-    q_out, k_out = Meta(*outs[0], types["Q_OUT_DTYPE"]), Meta(*outs[1], types["K_OUT_DTYPE"])
-    return Plan(q_out, k_out, sum(programs), arguments, even, constants)
+    constants: dict[str, Any] = {"WIDE": farthest > INT32_MAX, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns}
+    return Launch(sum(programs), arguments, even, constants)
 
 
 def _form(name: str, x: torch.Tensor, rank: int) -> Meta:
@@ -285,23 +315,28 @@ def rope(
         TypeError: an argument is no strided tensor of the four dtypes.
         ValueError: wrong rank, odd or different head_dim, mixed devices, shapes that do not broadcast.
 
-    On a GPU, or under Triton's interpreter, this is one kernel launch. On other devices, and where a
-    gradient is asked for, it is the eager twin.
+    On a GPU, or under Triton's interpreter, this is one kernel launch; on other devices it is the eager twin.
+    Gradients are :mod:`kernels.rope_backward`'s.
     """
     forms = _forms(q, k, cos, sin)
     plan = make_plan(*forms)
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, cos, sin))
-    if differentiable or not can_launch(q.device):
+    if not can_launch(q.device):
         return reference.rope(q, k, cos, sin)
-    out_q, out_k = (
-        torch.empty_strided(out.shape, out.strides, dtype=out.dtype, device=q.device)
-        for out in (plan.out_q, plan.out_k)
-    )
-    if plan.programs:
-        # A lazily negated view keeps its sign outside its memory, where a kernel cannot see it.
-        tensors = [*(x.resolve_neg() for x in (q, k, cos, sin)), out_q, out_k]
-        vector = plan.even and all(x.data_ptr() % VECTOR_BYTES == 0 for x in tensors)
-        launch = rope_kernel[(plan.programs,)]
-        launch(*tensors, *plan.arguments, **plan.constants, VECTOR=vector, enable_fp_fusion=False)
     rows = forms[0].shape[2]
-    return out_q, out_k, cos[:rows], sin[:rows]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, cos, sin)):
+        from kernels.rope_backward import differentiable  # it launches the kernel above
+
+        return *differentiable(plan, q, k, cos, sin), cos[:rows], sin[:rows]
+    return *launch(plan, q, k, cos, sin), cos[:rows], sin[:rows]
+
+
+def launch(
+    plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q and k rotated in fresh memory, by one launch or none."""
+    device = q.device
+    out_q, out_k = (
+        torch.empty_strided(out.shape, out.strides, dtype=out.dtype, device=device) for out in (plan.out_q, plan.out_k)
+    )
+    plan.launch.run((q, k, cos, sin, out_q, out_k))
+    return out_q, out_k

@@ -37,6 +37,7 @@ DOORS = {("run", "interpreter"), ("mutants", "run"), ("mutants", "judge"), ("mut
 CHILD_SIDE = {
     "fuzzrope.specimens",
     "fuzzrope.run.child",
+    "fuzzrope.run.differentiate",
     "fuzzrope.run.interpret",
     "fuzzrope.run.engines",
     "fuzzrope.run.facade",

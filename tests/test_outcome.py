@@ -34,6 +34,7 @@ REPLY = {
     "detail": "",
     "container": "tuple",
     "outputs": [OUTPUT],
+    "gradients": None,
     "raised": {"type": "ValueError", "message": "no", "where": "file.py:3 in f"},
     "accesses": [{"what": "load", "kernel": "k", "line": "x = tl.load(p)", "message": "out of bounds", "lanes": 4}],
     "launches": [{"kernel": "k", "grid": [1, 2, 3], "constants": [["BLOCK", 16]]}],

@@ -45,7 +45,7 @@ def judge_inputs(case: Case, before: Built, outcome: Outcome, seen_stores: bool)
         changed = np.nonzero(np.frombuffer(after, np.uint8) != np.frombuffer(original, np.uint8))[0]
         places = np.unique([memory.where(int(p)) // memory.itemsize for p in changed[:10000]])
         owned: list[np.ndarray] = []
-        for name, spec in case.tensors:
+        for name, spec in case.specs:
             if spec.storage != storage or not spec.numel:
                 continue
             mine = offsets(spec)

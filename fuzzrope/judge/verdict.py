@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fuzzrope.build import Built, blank, build
 from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
+from fuzzrope.judge.gradients import ill_posed, judge_gradients
 from fuzzrope.judge.memory import judge_accesses, judge_inputs
 from fuzzrope.judge.values import Errors, as_tensor, compare, compare_exact
 from fuzzrope.operations import OPERATIONS, Operation
@@ -53,7 +54,13 @@ def judge(case: Case, outcome: Outcome, target: Target) -> Verdict:
     stores = any(access.what == "store" for access in outcome.accesses)
     found += judge_inputs(case, inputs, outcome, stores)
     rejected = operation.rejects(case)
+    if case.backward is not None:
+        for name in case.backward.requires:
+            inputs.tensors[name].requires_grad_()
     expected, error = _reference(operation, case, inputs)
+    problem = ill_posed(case, expected) if expected is not None else ""
+    if problem:
+        return Verdict(skipped=problem)
     if outcome.status == "raised":
         found += _judge_raised(outcome, rejected, error, target)
         return verdict
@@ -65,7 +72,17 @@ def judge(case: Case, outcome: Outcome, target: Target) -> Verdict:
     if expected is None:
         found.append(finding("no_exception", f"it returned; the reference raises {error}", detail="reference"))
         return verdict
-    found += _judge_outputs(case, outcome, target, operation, inputs, expected, verdict)
+    if case.backward is None:
+        found += _judge_outputs(case, outcome, target, operation, inputs, expected, verdict)
+        return verdict
+    graph, expected = expected, {name: tensor.detach() for name, tensor in expected.items()}
+    plain = replace(inputs, tensors={name: tensor.detach() for name, tensor in inputs.tensors.items()})
+    found += _judge_outputs(case, outcome, target, operation, plain, expected, verdict)
+    gradients, errors = judge_gradients(case, outcome, operation, inputs, graph, target.level == "strict")
+    if outcome.gradients is None and not found:
+        gradients = [finding("tamper", "its gradients did not come back", detail="reply")]
+    found += gradients
+    verdict.errors |= errors
     return verdict
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -90,3 +90,19 @@ class Operation(Protocol):
 
     def simpler(self, case: Case) -> list[Case]:
         """Cases with dimensions that belong together reduced together, boldest first, for minimizing."""
+
+
+@runtime_checkable
+class Differentiable(Operation, Protocol):
+    """An operation whose gradients are judged too."""
+
+    def fitted(self, case: Case) -> Case:
+        """The case with cotangents of the dtypes and shapes of its outputs, for a case whose inputs were changed."""
+
+    def gradients(
+        self, tensors: Tensors, cotangents: Tensors, requires: tuple[str, ...], options: Options = NO_OPTIONS
+    ) -> dict[str, Envelope]:
+        """Oracle and bound of the gradient of each required input that a used output depends on, by name."""
+
+    def backward_strata(self) -> tuple[Stratum, ...]:
+        """The strata that a campaign adds for a target which promises gradients."""

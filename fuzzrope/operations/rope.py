@@ -16,7 +16,7 @@ import torch
 from fuzzrope.case import FLOATS, Case
 from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact, Format, clipped, difference, format_of, product
-from fuzzrope.operations import rope_cases, rope_strata
+from fuzzrope.operations import rope_backward, rope_cases, rope_gradients, rope_strata
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
 
 MAX_NARROW = 24  # digits of formats whose products float64 holds exactly
@@ -64,6 +64,20 @@ class Rope:
         """Those of q and k; see :meth:`envelope`."""
         return {output: self.envelope(output, tensors) for output in ("q", "k")}
 
+    def fitted(self, case: Case) -> Case:
+        """See :mod:`.rope_backward`."""
+        return rope_backward.fitted(case)
+
+    def gradients(
+        self, tensors: Tensors, cotangents: Tensors, requires: tuple[str, ...], options: Options = NO_OPTIONS
+    ) -> dict[str, Envelope]:
+        """See :mod:`.rope_gradients`."""
+        return rope_gradients.gradients(tensors, cotangents, requires)
+
+    def backward_strata(self) -> tuple[Stratum, ...]:
+        """See :mod:`.rope_backward`."""
+        return rope_backward.strata()
+
     def envelope(self, output: str, tensors: Tensors) -> Envelope:
         """Bound of x1*c - x2*s and x2*c + x1*s against the exact value; see :func:`_envelope`."""
         x, cos, sin = tensors[output], tensors["cos"], tensors["sin"]
@@ -99,11 +113,11 @@ class Rope:
 
     def classify(self, case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
         """See :mod:`.rope_strata`."""
-        return rope_strata.classify(case, blocks)
+        return rope_strata.classify(case, blocks) | rope_backward.classify(case)
 
     def draw(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
         """See :mod:`.rope_cases`."""
-        return rope_cases.draw_case(draw, pins, blocks)
+        return rope_backward.differentiated(draw, pins, rope_cases.draw_case(draw, pins, blocks))
 
     def simpler(self, case: Case) -> list[Case]:
         """See :mod:`.rope_cases`."""

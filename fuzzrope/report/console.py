@@ -107,7 +107,7 @@ class ConsoleReport:
         one = found.finding
         self.console.print(Text.assemble((f"✗ {one.kind}", "bold red"), f"  {KINDS[one.kind]}"))
         self.console.print(Text(f"  {one.message}"), soft_wrap=True)
-        for name, spec in found.case.tensors:
+        for name, spec in found.case.specs:
             form = f"{name:>5} {spec.dtype:<8} {_tuple(spec.shape)} strides {_tuple(spec.strides)}"
             extra = f" offset {spec.offset}" if spec.offset else ""
             shared = f" in {spec.storage}" if spec.storage != name else ""

@@ -23,7 +23,9 @@ import torch
 
 from fuzzrope.build import Built, build
 from fuzzrope.case import Case
+from fuzzrope.operations import OPERATIONS
 from fuzzrope.run import cuda, driver, wire
+from fuzzrope.run.differentiate import differentiate, require
 from fuzzrope.run.engines import Engine, Unsupported, make_engine
 from fuzzrope.run.facade import CudaFacade
 from fuzzrope.run.loading import load
@@ -70,6 +72,7 @@ class _Runner:
         else:
             self.counter = cuda.LaunchCounter()
         self.target: Any = None
+        self.derived: tuple[list[bool], list[Any], Any] | None = None  # what differentiating gave, and raised
         self.seal = Seal()
 
     def load(self) -> tuple[dict[str, Any], list[bytes]]:
@@ -98,17 +101,43 @@ class _Runner:
         elif self.counter is not None:
             self.counter.reset()
 
+        if case.backward is not None:
+            require(built, case.backward)
+
         def work() -> Any:
             result = self.target(*inputs, **dict(case.options))
+            if case.backward is not None:
+                self._differentiate(result, case, built)
             if self.device != "cpu":
                 torch.cuda.synchronize()
             return result
 
         return self._report(work, built)
 
+    def _differentiate(self, result: Any, case: Case, built: Built) -> None:
+        assert case.backward is not None
+        names = OPERATIONS[case.operation].results(dict(case.options))
+        try:
+            found = differentiate(result, names, built, case.backward)
+            self.derived = None if found is None else (*found, None)
+        except Exception as error:
+            raised = _raised(error)
+            if raised["status"] != "raised":
+                raise
+            self.derived = [], [], raised["raised"]
+
+    def _gradients(self, blobs: list[bytes]) -> dict[str, Any] | None:
+        """Whether outputs require a gradient, the form of each gradient, or None, and what backward raised."""
+        if self.derived is None:
+            return None
+        flags, tensors, raised = self.derived
+        forms = [None if item is None else self._output(item, _home_of(item), {}, blobs) for item in tensors]
+        return {"requires": flags, "tensors": forms, "raised": raised}
+
     def _report(self, work: Callable[[], Any], built: Built) -> tuple[dict[str, Any], list[bytes]]:
         reply: dict[str, Any] = {"status": "returned", "detail": "", "container": "", "raised": None}
         result: Any = None
+        self.derived = None
         started = time.perf_counter()
         try:
             with self.facade if self.facade is not None else contextlib.nullcontext():
@@ -126,13 +155,14 @@ class _Runner:
         try:
             with torch._C.DisableTorchFunction():
                 reply["container"], reply["outputs"] = self._outputs(result, built, blobs)
+                reply["gradients"] = self._gradients(blobs)
                 reply["after"] = list(built.memories)
                 blobs += [memory.bytes() for memory in built.memories.values()]
         except Exception as error:  # noqa: BLE001 - e.g. a returned tensor whose memory is gone
             fatal = _raised(error)
             if fatal["status"] == "raised":
                 fatal = {"status": "tampered", "detail": f"what it returned could not be read: {error}"}
-            return {**reply, **fatal, "outputs": [], "after": []}, []
+            return {**reply, **fatal, "outputs": [], "gradients": None, "after": []}, []
         return reply, blobs
 
     def _watched(self) -> dict[str, Any]:
@@ -152,7 +182,7 @@ class _Runner:
         known = {name: (tensor, _home(tensor)) for name, tensor in built.tensors.items()}
         outputs = []
         for i, item in enumerate(items):
-            home = _home(item) if type(item) is torch.Tensor and item.layout is torch.strided else None
+            home = _home_of(item)
             outputs.append(self._output(item, home, known, blobs))
             if home is not None:
                 known[f"#{i}"] = item, home
@@ -199,7 +229,7 @@ def _unsupported(detail: str) -> dict[str, Any]:
     """The reply that says nothing about the target."""
     reply: dict[str, Any] = {"status": "unsupported", "detail": detail, "container": "", "raised": None}
     empty: tuple[str, ...] = ("outputs", "accesses", "launches", "tampered", "after")
-    return reply | {key: [] for key in empty} | {"seconds": 0.0}
+    return reply | {key: [] for key in empty} | {"seconds": 0.0, "gradients": None}
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
@@ -226,6 +256,11 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
 def _home(tensor: torch.Tensor) -> Home:
     """The memory a tensor lives in, as device and address; tensors of different homes share none."""
     return tensor.device, 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
+
+
+def _home_of(item: Any) -> Home | None:
+    """The memory of a plain strided tensor; None for anything else."""
+    return _home(item) if type(item) is torch.Tensor and item.layout is torch.strided else None
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:

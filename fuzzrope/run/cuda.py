@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 
-from fuzzrope.build import DTYPES, Built, Memory, build
+from fuzzrope.build import DTYPES, Built, Memory, build, named
 from fuzzrope.case import Case
 
 DEVICE = torch.device("cuda", 0)
@@ -32,12 +32,12 @@ def build_on_gpu(case: Case, numbers: Sequence[bytes] | None = None) -> Built:
     """Build a case in device memory; tensors declared for the CPU stay there."""
     host = build(case, numbers)
     memories: dict[str, Any] = dict(host.memories)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: list[torch.Tensor] = []
     made: dict[int, torch.Tensor] = {}
-    for name, spec in case.tensors:
-        original = host.tensors[name]
+    originals = [*host.tensors.values(), *host.cotangents.values()]
+    for (_, spec), original in zip(case.specs, originals, strict=True):
         if spec.device == "cpu":
-            tensors[name] = original
+            tensors.append(original)
             continue
         if id(original) not in made:
             memory = memories[spec.storage]
@@ -47,8 +47,8 @@ def build_on_gpu(case: Case, numbers: Sequence[bytes] | None = None) -> Built:
             start = memory.host.start // dtype.itemsize + (spec.offset if spec.numel else 0)
             blank = torch.empty(0, dtype=dtype, device=DEVICE)
             made[id(original)] = blank.set_(memory.raw.untyped_storage(), start, spec.shape, spec.strides)
-        tensors[name] = made[id(original)]
-    return Built(tensors, memories)
+        tensors.append(made[id(original)])
+    return named(case, tensors, memories)
 
 
 class LaunchCounter:

@@ -324,7 +324,7 @@ def test_product_types_are_promoted_one_by_one():
         meta(table, dense(table), bf16), meta(table, dense(table), f16),
     )  # fmt: skip
     expected = {"Q_COS": f32, "Q_SIN": f16, "Q_OUT": f32, "K_COS": f64, "K_SIN": f64, "K_OUT": f64}
-    assert {key: plan.constants[f"{key}_DTYPE"] for key in expected} == {k: TL_DTYPES[t] for k, t in expected.items()}
+    assert {key: plan.launch.constants[f"{key}_DTYPE"] for key in expected} == {k: TL_DTYPES[t] for k, t in expected.items()}
 
 
 # 64-bit indices
@@ -337,7 +337,7 @@ def plan_for_q(shape: Shape, strides: Shape, table_row: int = 2) -> tuple[bool, 
     small = meta((1, 1, seq, width), dense((1, 1, seq, width)))
     cos = meta((seq, half), (table_row, 1))
     plan = make_plan(meta(shape, strides), small, cos, meta((seq, half), dense((seq, half))))
-    rows_block, columns_block = plan.constants["BLOCK_R"], plan.constants["BLOCK_C"]
+    rows_block, columns_block = plan.launch.constants["BLOCK_R"], plan.launch.constants["BLOCK_C"]
     rows, columns = batch * heads * seq, half
     last_row = -(-rows // rows_block) * rows_block - 1
     last_column = -(-columns // columns_block) * columns_block - 1
@@ -350,7 +350,7 @@ def plan_for_q(shape: Shape, strides: Shape, table_row: int = 2) -> tuple[bool, 
     reach = max(
         sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if n > 1), (seq - 1) * table_row + half - 1
     )
-    return plan.constants["WIDE"], reach, farthest
+    return plan.launch.constants["WIDE"], reach, farthest
 
 
 FAR_DIMS = {
@@ -400,18 +400,18 @@ def test_random_layouts_widen_whenever_a_lane_needs_64_bits():
 def test_a_far_view_of_any_argument_widens_the_indices(name: str):
     layouts = {n: (s, dense(s)) for n, s in zip(NAMES, ((3, 2, 3, 4), (3, 2, 3, 4), (3, 2), (3, 2)), strict=True)}
     metas = {n: meta(*layout) for n, layout in layouts.items()}
-    assert not make_plan(*metas.values()).constants["WIDE"]
+    assert not make_plan(*metas.values()).launch.constants["WIDE"]
     far = (2**30, *layouts[name][1][1:])
     metas[name] = meta(layouts[name][0], far)
-    assert make_plan(*metas.values()).constants["WIDE"]
+    assert make_plan(*metas.values()).launch.constants["WIDE"]
 
 
 def test_a_huge_output_of_small_inputs_widens_the_indices():
     spread = meta((2**10, 2**10, 2**6, 64), (0, 0, 64, 1))
     small = meta((1, 1, 2**6, 64), dense((1, 1, 2**6, 64)))
     table = meta((64, 32), (32, 1))
-    assert make_plan(spread, small, table, table).constants["WIDE"]
-    assert not make_plan(small, small, table, table).constants["WIDE"]
+    assert make_plan(spread, small, table, table).launch.constants["WIDE"]
+    assert not make_plan(small, small, table, table).launch.constants["WIDE"]
 
 
 def test_the_odd_stride_of_a_dimension_of_size_one_does_not_widen_the_indices():
@@ -419,8 +419,8 @@ def test_the_odd_stride_of_a_dimension_of_size_one_does_not_widen_the_indices():
     odd = meta(shape, (2**40, 2**31 + 1, 2**35, 1))
     table = meta((1, 2), (2**33, 1))
     plan = make_plan(odd, odd, table, table)
-    assert not plan.constants["WIDE"]
-    assert max(plan.arguments) <= INT32_MAX
+    assert not plan.launch.constants["WIDE"]
+    assert max(plan.launch.arguments) <= INT32_MAX
 
 
 # Wide loads
@@ -458,8 +458,8 @@ def test_an_even_plan_has_groups_of_eight_at_multiples_of_16_bytes_in_every_tens
                 strides[rng.randrange(len(shape))] = rng.choice((0, 1, 2, 4, 8, 40, 64, 100))
             metas.append(meta(shape, tuple(strides), rng.choice(DTYPES)))
         plan = make_plan(*metas)
-        seen[plan.even] += 1
-        if plan.even:
+        seen[plan.launch.even] += 1
+        if plan.launch.even:
             for layout in (*metas, plan.out_q, plan.out_k):
                 assert layout.strides[-1] == 1
                 assert all(start % 16 == 0 for start in starts_of_groups(layout, plan.out_q)), (metas, layout)
@@ -666,7 +666,7 @@ floats = (torch.float16, torch.float32, torch.float64)
 for dtype in floats:
     for name, inputs in layouts(dtype):
         before = [bits(x) for x in inputs]
-        wide = module.make_plan(*map(module.Meta.of, inputs)).constants["WIDE"]
+        wide = module.make_plan(*map(module.Meta.of, inputs)).launch.constants["WIDE"]
         assert wide == name.startswith("far"), name
         ours, theirs = rope(*inputs), reference.rope(*inputs)
         assert type(ours) is tuple and len(ours) == 4
@@ -681,7 +681,7 @@ for x, k_type, cos, sin in itertools.product(floats, repeat=4):
     if (x, k_type) in zip(floats, floats[1:] + floats[:1]):
         shapes = (1, 2, 3, 4), (2, 1, 3, 4), (3, 2), (3, 2)
         inputs = [noise(*shape).to(d) for shape, d in zip(shapes, (x, k_type, cos, sin))]
-        assert module.make_plan(*map(module.Meta.of, inputs)).constants["WIDE"]
+        assert module.make_plan(*map(module.Meta.of, inputs)).launch.constants["WIDE"]
         for ours, theirs in zip(rope(*inputs), reference.rope(*inputs)):
             assert ours.dtype == theirs.dtype and bits(ours) == bits(theirs), (x, k_type, cos, sin)
         checked += 1

@@ -25,8 +25,8 @@ def accesses(dtype: torch.dtype, vector: bool) -> Counter[int]:
     x = Meta((4, 32, 64, 128), (32 * 64 * 128, 64 * 128, 128, 1), dtype)
     table = Meta((64, 64), (64, 1), dtype)
     plan = make_plan(x, x, table, table)
-    assert plan.even
-    constants: dict[str, Any] = {**plan.constants, "VECTOR": vector}
+    assert plan.launch.even
+    constants: dict[str, Any] = {**plan.launch.constants, "VECTOR": vector, "BACK": False}
     names = KERNEL.arg_names
     pointers, numbers = names[:6], [name for name in names[6:] if name not in constants]
     signature = dict.fromkeys(pointers, f"*{NAMES[dtype]}") | dict.fromkeys(numbers, "i32")
