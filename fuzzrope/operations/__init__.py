@@ -2,7 +2,8 @@
 
 from fuzzrope.operations.base import Envelope, Operation, Stratum
 from fuzzrope.operations.rope import Rope
+from fuzzrope.operations.spread import Spread
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (Rope(),)}
 
-__all__ = ["OPERATIONS", "Envelope", "Operation", "Stratum"]
+__all__ = ["OPERATIONS", "Envelope", "Operation", "Spread", "Stratum"]
