@@ -32,6 +32,7 @@ class Target:
         level: ``values`` (values, shapes, dtypes, memory) or ``strict`` (strides, aliasing, errors too).
         exact: it promises bit-for-bit equality with eager PyTorch.
         kernel: it promises to launch a Triton kernel; if not, ``no_launch`` is not judged.
+        repeatable: it promises the same bits each time, whatever order its programs run in.
         summary: one line for ``fuzzrope list``.
     """
 
@@ -41,6 +42,7 @@ class Target:
     level: str = "values"
     exact: bool = False
     kernel: bool = True
+    repeatable: bool = True
     summary: str = ""
 
     @property

@@ -21,11 +21,12 @@ _DEATHS = {"timeout": "timeout", "oom": "oom", "died": "crash", "tampered": "tam
 
 @dataclass
 class Verdict:
-    """The findings of a case, its error statistics by dtype, and why it was left out, if it was."""
+    """The findings of a case, its error statistics by dtype, why it was left out, if it was, and whether it hung."""
 
     findings: list[Finding] = field(default_factory=list)
     errors: dict[str, Errors] = field(default_factory=dict)
     skipped: str = ""
+    hung: bool = False
 
     @property
     def buckets(self) -> frozenset[str]:

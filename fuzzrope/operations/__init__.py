@@ -1,9 +1,10 @@
 """Operations: mathematical contracts. Adding one is adding a module here and an entry to ``OPERATIONS``."""
 
 from fuzzrope.operations.base import Envelope, Operation, Stratum
+from fuzzrope.operations.relations import Related
 from fuzzrope.operations.rope import Rope
 from fuzzrope.operations.spread import Spread
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (Rope(),)}
 
-__all__ = ["OPERATIONS", "Envelope", "Operation", "Spread", "Stratum"]
+__all__ = ["OPERATIONS", "Envelope", "Operation", "Related", "Spread", "Stratum"]

@@ -12,6 +12,7 @@ import torch
 from fuzzrope.case import Case
 from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact
+from fuzzrope.operations.relations import Related
 from fuzzrope.operations.spread import Spread
 
 Tensors = Mapping[str, torch.Tensor]
@@ -78,6 +79,12 @@ class Operation(Protocol):
 
     def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
         """Oracle and error bound of every computed output, by name."""
+
+    relations: tuple[str, ...]
+    """Names of the metamorphic relations that hold bit for bit; empty where none does."""
+
+    def relate(self, case: Case, relation: str) -> Related | None:
+        """The case that a relation leads to from this valid one, or None where it says nothing."""
 
     def probes(self) -> tuple[Case, ...]:
         """Plain cases with which every campaign begins; their launches tell the block sizes in play."""

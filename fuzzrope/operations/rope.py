@@ -16,8 +16,9 @@ import torch
 from fuzzrope.case import FLOATS, Case
 from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact, Format, clipped, difference, format_of, product
-from fuzzrope.operations import rope_cases, rope_strata
+from fuzzrope.operations import rope_cases, rope_relations, rope_strata
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
+from fuzzrope.operations.relations import Related
 from fuzzrope.operations.spread import MAX_SAMPLES, Spread, two_products
 
 MAX_NARROW = 24  # digits of formats whose products float64 holds exactly
@@ -29,6 +30,7 @@ class Rope:
     name = "rope"
     inputs: tuple[str, ...] = ("q", "k", "cos", "sin")
     views: Mapping[str, str] = {"cos": "cos", "sin": "sin"}
+    relations: tuple[str, ...] = rope_relations.NAMES
 
     def results(self, options: Options) -> tuple[str, ...]:
         """q and k rotated, then cos and sin."""
@@ -84,6 +86,10 @@ class Rope:
             ac, bs = (np.broadcast_to(t, shape).reshape(-1) for t in (left, right))
             return _narrow_envelope(ac, bs, lambda: _operands(halves, c, s), *formats)
         return _envelope(*_operands(halves, c, s), *formats)
+
+    def relate(self, case: Case, relation: str) -> Related | None:
+        """See :mod:`.rope_relations`."""
+        return rope_relations.relate(case, relation)
 
     def probes(self) -> tuple[Case, ...]:
         """The benchmark's own shape, and a larger one that shows a tile."""
