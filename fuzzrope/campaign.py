@@ -71,6 +71,7 @@ class _Campaign:
         self.visits: Counter[str] = Counter()
         self.reached: set[str] = set()
         self.errors: dict[str, Errors] = {}
+        self.by_output: dict[tuple[str, str], Errors] = {}
         self.skipped: Counter[str] = Counter()
         self.examples = self.executed = 0
         self.interrupted = False
@@ -228,6 +229,8 @@ class _Campaign:
             self.reached |= strata & self._declared
         for dtype, errors in verdict.errors.items():
             self.errors.setdefault(dtype, Errors()).add(errors)
+        for output, errors in verdict.by_output.items():
+            self.by_output.setdefault(output, Errors()).add(errors)
         self.emit(Example(case, self.examples, strata, len(self.reached), verdict.skipped))
 
     def _left(self) -> float:
@@ -250,6 +253,7 @@ class _Campaign:
             reached=reached,
             missed=tuple(stratum.name for stratum in mine if stratum.name not in reached),
             errors=self.errors,
+            by_output=self.by_output,
             restarts=max(self.runner.restarts - 1, 0),
             interrupted=self.interrupted,
             skipped=dict(self.skipped),

@@ -28,7 +28,7 @@ from fuzzrope.findings import KINDS
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.parallel import run_parallel
 from fuzzrope.replaying import replay, target_of
-from fuzzrope.report import machine
+from fuzzrope.report import machine, tolerance
 from fuzzrope.report.console import ConsoleReport
 from fuzzrope.report.summary import (
     EXIT_FINDINGS,
@@ -145,6 +145,7 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(report)
+    tolerance.write(run, folder)
     sys.exit(run.exit_code)
 
 

@@ -30,13 +30,14 @@ AGAIN, SAME_MEMORY, ALONE = "again", "same memory", "alone"
 RUNS = (AGAIN, SAME_MEMORY, ALONE)
 #: One case in so many is given each extra run, and one relation.
 EVERY = {AGAIN: 12, SAME_MEMORY: 20, ALONE: 300}
-EVERY_RELATION = 12
+EVERY_RELATION = 6
 TIMES = 8  # how often a case is run again where it is known to differ
+AGREEING = 6  # new processes that must agree for a difference to be laid to state, not chance
 RELATION = "relation "
 
 
 def sampled(case: Case) -> tuple[str, ...]:
-    """The checks that a campaign gives to this case."""
+    """The checks that a campaign gives to this case; ``relation N`` is the first from the N-th that applies."""
     number = int(case.id, 16)
     chosen = []
     for check, every in EVERY.items():
@@ -45,7 +46,7 @@ def sampled(case: Case) -> tuple[str, ...]:
     number, rest = divmod(number, EVERY_RELATION)
     relations = OPERATIONS[case.operation].relations
     if rest == 0 and relations:
-        chosen.append(relations[number % len(relations)])
+        chosen.append(f"{RELATION}{number % len(relations)}")
     return tuple(chosen)
 
 
@@ -140,10 +141,10 @@ class _Extra:
 
     def _unsteady(self, name: str, check: str, what: str) -> Finding:
         """A difference between two runs: state, if new processes agree with each other, else chance."""
-        first, second = self.runner.run_alone(self.case), self.runner.run_alone(self.case)
-        if differing(first, second) is None:
+        first = self.runner.run_alone(self.case)
+        if all(differing(first, self.runner.run_alone(self.case)) is None for _ in range(AGREEING)):
             return finding("stateful", f"{name} has other bits in {what}", detail=check)
-        return finding("nondeterministic", f"{name} has other bits in {what}, and in every new process")
+        return finding("nondeterministic", f"{name} has other bits in {what}, and new processes disagree too")
 
     def _same_memory(self) -> list[Finding]:
         changed = other_values(self.case)
@@ -162,11 +163,18 @@ class _Extra:
         operation = OPERATIONS[self.case.operation]
         if operation.rejects(self.case):
             return []
-        related = operation.relate(self.case, name)
-        if related is None:
+        first, names = name.removeprefix(RELATION), operation.relations
+        names = names[int(first) :] + names[: int(first)] if first.isdecimal() else (name,)
+        for name in names:
+            related = operation.relate(self.case, name)
+            if related is not None:
+                break
+        else:
             return []
         other = self.runner.run(related.case)
-        return as_found(name, operation.results(dict(self.case.options)), self.outcome, other, related)
+        found = as_found(name, operation.results(dict(self.case.options)), self.outcome, other, related)
+        # What does not repeat itself keeps no relation either.
+        return (self._again(TIMES) or found) if found else []
 
 
 def other_values(case: Case) -> Case:

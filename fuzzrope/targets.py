@@ -67,6 +67,11 @@ def _specimen(name: str, summary: str) -> Target:
     return Target(f"specimen:{name}", f"fuzzrope.specimens.{name.replace('-', '_')}:ModelNew", summary=summary)
 
 
+def _variant(name: str, entry: str, summary: str) -> Target:
+    """A correct implementation that rounds or runs differently: it has to pass."""
+    return Target(f"variant:{name}", f"fuzzrope.specimens.{entry}", summary=f"no flaw: {summary}")
+
+
 REGISTERED: tuple[Target, ...] = (
     Target(
         "kernels.ModelNew",
@@ -94,6 +99,23 @@ REGISTERED: tuple[Target, ...] = (
     _specimen("table-scribbler", "changes cos after using it"),
     _specimen("extra-heads", "leaves heads of k beyond q's unrotated"),
     _specimen("narrow-index", "multiplies batch and stride in 32 bits"),
+    _specimen("drift", "four representable numbers too large"),
+    _specimen("truncates", "truncates where it should round to nearest"),
+    _specimen("narrow-double", "float64 computed in float32"),
+    _specimen("half-inside", "computes in float16"),
+    _specimen("flushes", "subnormal results become zero"),
+    _specimen("clamps", "infinite results become the largest number"),
+    _specimen("rare", "one element in ten thousand is wrong"),
+    _specimen("length-path", "rounds by the parity of the sequence's length"),
+    _specimen("chance", "rounds one way or another by chance"),
+    _specimen("fifth-call", "right for the first five calls only"),
+    _specimen("by-address", "results memoized by data_ptr"),
+    _specimen("next-row", "takes NaN over from the row before"),
+    _variant("by-product", "by_product:ByProduct", "each product rounded to the result's dtype"),
+    _variant("contracted", "by_product:Contracted", "fused multiply-adds, terms reversed"),
+    _variant("double-inside", "by_product:DoubleInside", "float64 inside"),
+    _variant("other-tiles", "other_tiles:ModelNew", "tiles of 4 rows and 64 columns"),
+    Target("variant:eager", "kernels.reference:Model", kernel=False, summary="no flaw: plain PyTorch"),
     Target(
         "specimen:tiled",
         "fuzzrope.specimens.tiled:ModelNew",

@@ -11,6 +11,7 @@ import torch
 from fuzzrope.build import DTYPES, FRESH, WORDS
 from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
+from fuzzrope.judge.histogram import Histogram
 from fuzzrope.judge.statistics import judge_spread
 from fuzzrope.operations import Envelope
 
@@ -22,7 +23,7 @@ class Errors:
     ``max_ulp`` is the largest distance from eager PyTorch's answer, counted in representable numbers;
     ``over_bound`` the largest error over bound, met in ``worst_case``. The squares are sums over elements of
     error over bound, the target's and eager PyTorch's own. ``as_reference`` says, of one output, that it equals
-    eager's bit for bit.
+    eager's bit for bit. ``ratios`` counts error over bound, ``peaks`` the largest of each output.
     """
 
     count: int = 0
@@ -32,6 +33,8 @@ class Errors:
     reference_squares: float = 0.0
     worst_case: Case | None = None
     as_reference: bool = False
+    ratios: Histogram = field(default_factory=Histogram)
+    peaks: Histogram = field(default_factory=Histogram)
 
     def add(self, other: Errors) -> None:
         """Fold in the statistics of another case."""
@@ -42,6 +45,8 @@ class Errors:
         self.over_bound = max(self.over_bound, other.over_bound)
         self.squares += other.squares
         self.reference_squares += other.reference_squares
+        self.ratios.merge(other.ratios)
+        self.peaks.merge(other.peaks)
 
     @property
     def worst_id(self) -> str:
@@ -152,6 +157,8 @@ def _statistics(
     if not of_measured.size:
         return Errors()
     errors = Errors(count=of_measured.size, over_bound=float(of_measured.max()))
+    errors.ratios.count(of_measured)
+    errors.peaks.count(np.array([errors.over_bound]))
     if (_bits(got) == _bits(reference)).all():  # what follows would give the same
         errors.squares = errors.reference_squares = float(np.square(of_measured).sum())
         errors.as_reference = True
