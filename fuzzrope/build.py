@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -191,6 +191,26 @@ def named(case: Case, made: Sequence[torch.Tensor], memories: dict[str, Memory])
     tensors = {name: tensor for (name, _), tensor in zip(case.tensors, made, strict=False)}
     outputs = [name for name, _ in case.backward.cotangents] if case.backward else []
     return Built(tensors, memories, dict(zip(outputs, made[len(tensors) :], strict=True)))
+
+
+def same_form(one: Case, other: Case) -> bool:
+    """Whether two cases differ in the values of their tensors alone, so that one fits the other's memory."""
+
+    def form(case: Case) -> list[tuple[str, TensorSpec, int]]:
+        specs = [spec for _, spec in case.specs]
+        return [(name, replace(spec, values=Values()), specs.index(spec)) for name, spec in case.specs]
+
+    return form(one) == form(other)
+
+
+def rebuild(built: Built, case: Case, numbers: Sequence[bytes]) -> Built:
+    """The inputs of a case in the memory of another of the same form."""
+    done: list[TensorSpec] = []
+    for (_, spec), raw in zip(case.specs, numbers, strict=True):
+        if spec not in done and spec.numel:
+            _write(np.frombuffer(raw, WORDS[ITEMSIZE[spec.dtype]]), spec, built.memories[spec.storage])
+        done.append(spec)
+    return built
 
 
 def _fill(spec: TensorSpec, memory: Memory, words: np.ndarray | None) -> torch.Tensor:

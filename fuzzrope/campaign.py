@@ -18,6 +18,7 @@ from typing import Any
 from fuzzrope.case import Case
 from fuzzrope.draw import search
 from fuzzrope.events import Event, Example, Finished, Started
+from fuzzrope.examine import examine, examine_afresh, sampled
 from fuzzrope.findings import Finding, worst
 from fuzzrope.judge import Errors, Verdict, judge
 from fuzzrope.notebook import Keeper, Notebook
@@ -71,6 +72,7 @@ class _Campaign:
         self.visits: Counter[str] = Counter()
         self.reached: set[str] = set()
         self.errors: dict[str, Errors] = {}
+        self.by_output: dict[tuple[str, str], Errors] = {}
         self.skipped: Counter[str] = Counter()
         self.examples = self.executed = 0
         self.interrupted = False
@@ -147,7 +149,7 @@ class _Campaign:
             if failure is None:
                 return
             case, finding = failure
-            verdict = self._execute(case)
+            verdict = self._execute(case, bucket=finding.bucket)
             if finding.bucket not in verdict.buckets:
                 self.notebook.give_up()
             self.notebook.settle(case, verdict)
@@ -165,7 +167,7 @@ class _Campaign:
         if self._shrinking is not None:
             return self._still_fails(case)
         self._check_budget()
-        verdict = self._execute(case)
+        verdict = self._sample(case)
         self._count(case, verdict)
         new = [f for f in verdict.findings if f.bucket not in self.known]
         if not new:
@@ -189,7 +191,8 @@ class _Campaign:
             fails = False
             if self._spent < self.settings.shrink_examples and self._left() > 0:
                 self._spent += 1
-                fails = self._failure[1].bucket in self._execute(case).buckets
+                bucket = self._failure[1].bucket
+                fails = bucket in self._execute(case, bucket=bucket).buckets
             self._shrinking[case.id] = fails
         if self._shrinking[case.id]:
             self._failure = (case, self._failure[1])
@@ -197,20 +200,25 @@ class _Campaign:
 
     # Running and counting
 
-    def _execute(self, case: Case, seconds: float | None = None) -> Verdict:
-        reason = cannot_run(self.settings.device, self.settings.engine, tuple(s.dtype for _, s in case.tensors))
-        if reason:
-            return Verdict(skipped=reason)
+    def _execute(self, case: Case, seconds: float | None = None, bucket: str = "") -> Verdict:
+        """Run and judge a case, with the extra runs that a finding in ``bucket`` needs."""
         if seconds is None and self._hangs:
             seconds = AFTER_A_HANG
-        outcome = self.runner.run(case, seconds)
-        self._hangs |= outcome.status == "timeout"
-        return judge(case, outcome, self.target)
+        verdict = examine_afresh(case, self.runner, self.target, self.settings, (bucket,), seconds)
+        self._hangs |= verdict.hung
+        return verdict
 
-    def _execute_afresh(self, case: Case) -> Verdict:
+    def _sample(self, case: Case) -> Verdict:
+        """Run and judge a case, with the extra runs that are its share."""
+        seconds = AFTER_A_HANG if self._hangs else None
+        verdict = examine(case, self.runner, self.target, self.settings, sampled(case), seconds)
+        self._hangs |= verdict.hung
+        return verdict
+
+    def _execute_afresh(self, case: Case, bucket: str) -> Verdict:
         """Run a case as the first of a new child, with the whole deadline."""
         self.runner.discard()
-        return self._execute(case, self.settings.limits.seconds)
+        return self._execute(case, self.settings.limits.seconds, bucket)
 
     def _count(self, case: Case, verdict: Verdict) -> None:
         self.examples += 1
@@ -224,6 +232,8 @@ class _Campaign:
             self.reached |= strata & self._declared
         for dtype, errors in verdict.errors.items():
             self.errors.setdefault(dtype, Errors()).add(errors)
+        for output, errors in verdict.by_output.items():
+            self.by_output.setdefault(output, Errors()).add(errors)
         self.emit(Example(case, self.examples, strata, len(self.reached), verdict.skipped))
 
     def _left(self) -> float:
@@ -246,6 +256,7 @@ class _Campaign:
             reached=reached,
             missed=tuple(stratum.name for stratum in mine if stratum.name not in reached),
             errors=self.errors,
+            by_output=self.by_output,
             restarts=max(self.runner.restarts - 1, 0),
             interrupted=self.interrupted,
             skipped=dict(self.skipped),

@@ -24,12 +24,13 @@ from fuzzrope import shrink
 from fuzzrope.corpus import CorpusError, Saved
 from fuzzrope.doctor import examine
 from fuzzrope.events import Event
+from fuzzrope.examine import examine_afresh
 from fuzzrope.findings import KINDS
 from fuzzrope.notebook import reduce
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.parallel import run_parallel
-from fuzzrope.replaying import execute, replay, target_of
-from fuzzrope.report import machine
+from fuzzrope.replaying import replay, target_of
+from fuzzrope.report import machine, tolerance
 from fuzzrope.report.console import ConsoleReport
 from fuzzrope.report.summary import (
     EXIT_FINDINGS,
@@ -147,6 +148,7 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(report)
+    tolerance.write(run, folder)
     sys.exit(run.exit_code)
 
 
@@ -238,13 +240,13 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
         def keep(case: Any) -> bool:
             if time.monotonic() > until:
                 raise shrink.OutOfTimeError
-            return wanted in execute(runner, case, target, settings).buckets
+            return wanted in examine_afresh(case, runner, target, settings, (wanted,)).buckets
 
         if not keep(saved.case):
             raise Usage(f"{path}: does not show {bucket} here; see `fuzzrope replay {path}`")
         smallest, complete = reduce(saved.case, keep, OPERATIONS[saved.case.operation])
         runner.discard()
-        verdict = execute(runner, smallest, target, settings)
+        verdict = examine_afresh(smallest, runner, target, settings, (wanted,))
     console = _console()
     if smallest == saved.case:
         console.print(f"{path}: is a minimum of {bucket}", soft_wrap=True)

@@ -50,6 +50,11 @@ class Saved:
     found: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
+    @property
+    def buckets(self) -> tuple[str, ...]:
+        """The buckets of the findings it is expected to show."""
+        return tuple(bucket for _, bucket in self.expect)
+
     def to_json(self) -> dict[str, Any]:
         """JSON form without the digest."""
         return {

@@ -71,6 +71,7 @@ class Finished:
     reached: frozenset[str]
     missed: tuple[str, ...]
     errors: dict[str, Errors] = field(default_factory=dict)
+    by_output: dict[tuple[str, str], Errors] = field(default_factory=dict)
     restarts: int = 0
     interrupted: bool = False
     skipped: dict[str, int] = field(default_factory=dict)

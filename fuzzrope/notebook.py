@@ -22,7 +22,10 @@ from fuzzrope.versions import versions
 
 HANG_SECONDS = 1.0  # deadline of one step while a hang is being minimized; the result is run at the full one
 
-Execute = Callable[[Case, float | None], Verdict]
+UNSTEADY = ("stateful", "nondeterministic")
+
+#: A case with its own deadline, if any, and the bucket that is looked for.
+Execute = Callable[[Case, float | None, str], Verdict]
 
 
 def reduce(case: Case, keep: shrink.Keep, operation: Operation) -> tuple[Case, bool]:
@@ -71,7 +74,7 @@ class Notebook:
         self,
         keeper: Keeper,
         execute: Execute,
-        confirm: Callable[[Case], Verdict],
+        confirm: Callable[[Case, str], Verdict],
         operation: Operation,
         emit: Callable[[Event], None],
         left: Callable[[], float],
@@ -117,10 +120,10 @@ class Notebook:
                 raise shrink.OutOfTimeError
             steps += 1
             seconds = HANG_SECONDS if finding.kind == "timeout" else None
-            return finding.bucket in self._execute(candidate, seconds).buckets
+            return finding.bucket in self._execute(candidate, seconds, finding.bucket).buckets
 
         smallest, complete = reduce(case, keep, self._operation)
-        final = self._confirm(smallest)
+        final = self._confirm(smallest, finding.bucket)
         again = next((f for f in final.findings if f.bucket == finding.bucket), None)
         assert self._open is not None
         raw = self._open[2]
@@ -136,8 +139,16 @@ class Notebook:
 
     def _irreproducible(self, finding: Finding, case: Case, raw: Path | None) -> None:
         """The smallest case does not show it in a fresh process; if the first one neither, that is the flaw."""
-        if finding.kind in ("timeout", "oom") or finding.bucket in self._confirm(case).buckets:
+        if finding.kind in ("timeout", "oom") or finding.bucket in self._confirm(case, finding.bucket).buckets:
             return
+        if finding.kind not in UNSTEADY:
+            unsteady = self._confirm(case, "stateful")
+            if any(f.kind in UNSTEADY for f in unsteady.findings):  # repeating the case alone does show something
+                self._open = None
+                self.known.add(finding.bucket)
+                self._keeper.drop(raw)
+                self.settle(case, unsteady)
+                return
         message = f"{finding.message}; the same case alone in a fresh process does not show it"
         self._open = None
         self.known |= {finding.bucket, f"stateful:{finding.bucket}"}

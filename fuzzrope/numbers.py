@@ -115,12 +115,20 @@ class Exact:
         """Numbers that float64 holds."""
         return cls(numbers, np.broadcast_to(_ZERO, numbers.shape), np.broadcast_to(_NO_EXPONENT, numbers.shape), True)
 
+    def error(self, numbers: Array) -> Array:
+        """number - self in units of 2^exponent."""
+        if self.plain:
+            return numbers - self.high
+        scaled = np.ldexp(numbers, clipped(-self.exponent, -2000, 2000))
+        return (scaled - self.high) - self.low
+
     def distance(self, numbers: Array) -> Array:
         """|number - self| in units of 2^exponent."""
-        if self.plain:
-            return np.abs(numbers - self.high)
-        scaled = np.ldexp(numbers, clipped(-self.exponent, -2000, 2000))
-        return np.abs((scaled - self.high) - self.low)
+        return np.abs(self.error(numbers))
+
+    def first(self, count: int) -> Exact:
+        """The first ``count`` numbers of flat arrays."""
+        return Exact(self.high[:count], self.low[:count], self.exponent[:count], self.plain)
 
     def at(self, exponent: Array) -> tuple[Array, Array]:
         """high and low scaled to another exponent; what is too small to matter there becomes 0."""

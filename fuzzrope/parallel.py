@@ -98,11 +98,14 @@ class _Merge:
         """The summary of all workers."""
         reached = frozenset().union(*(done.reached for done in self._done))
         errors: dict[str, Errors] = {}
+        by_output: dict[tuple[str, str], Errors] = {}
         skipped: Counter[str] = Counter()
         for done in self._done:
             skipped.update(done.skipped)
             for dtype, one in done.errors.items():
                 errors.setdefault(dtype, Errors()).add(one)
+            for output, one in done.by_output.items():
+                by_output.setdefault(output, Errors()).add(one)
         return Finished(
             target=self._done[0].target,
             examples=sum(done.examples for done in self._done),
@@ -111,6 +114,7 @@ class _Merge:
             reached=reached,
             missed=tuple(name for done in self._done for name in done.missed if name not in reached),
             errors=errors,
+            by_output=by_output,
             restarts=sum(done.restarts for done in self._done),
             interrupted=any(done.interrupted for done in self._done),
             skipped=dict(skipped),

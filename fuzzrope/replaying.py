@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from fuzzrope.case import Case
 from fuzzrope.corpus import Saved
-from fuzzrope.judge import Verdict, judge
+from fuzzrope.examine import examine_afresh
+from fuzzrope.judge import Verdict
 from fuzzrope.run import Runner
-from fuzzrope.run.capability import cannot_run
 from fuzzrope.settings import Settings
 from fuzzrope.targets import LEVELS, Target, find
 
@@ -41,17 +40,9 @@ def target_of(saved: Saved) -> Target:
     return find(saved.target).at(level if level in LEVELS else None)
 
 
-def execute(runner: Runner, case: Case, target: Target, settings: Settings) -> Verdict:
-    """Run and judge one case, unless the engine cannot compute it rightly."""
-    reason = cannot_run(settings.device, settings.engine, (spec.dtype for _, spec in case.tensors))
-    if reason:
-        return Verdict(skipped=reason)
-    return judge(case, runner.run(case), target)
-
-
 def replay(items: list[tuple[Path, Saved]], settings: Settings) -> Iterator[Replayed]:
     """Replay saved cases in order; cases of one target share a child while it lives."""
     for target, group in groupby(items, key=lambda item: target_of(item[1])):
         with Runner(target, settings.device, settings.limits, settings.engine) as runner:
             for path, saved in group:
-                yield Replayed(path, saved, execute(runner, saved.case, target, settings))
+                yield Replayed(path, saved, examine_afresh(saved.case, runner, target, settings, saved.buckets))

@@ -33,6 +33,7 @@ class Target:
         exact: it promises bit-for-bit equality with eager PyTorch.
         kernel: it promises to launch a Triton kernel; if not, ``no_launch`` is not judged.
         gradients: it promises gradients; at the strict level they are judged in any case.
+        repeatable: it promises the same bits each time, whatever order its programs run in.
         summary: one line for ``fuzzrope list``.
     """
 
@@ -43,6 +44,7 @@ class Target:
     exact: bool = False
     kernel: bool = True
     gradients: bool = False
+    repeatable: bool = True
     summary: str = ""
 
     @property
@@ -66,6 +68,11 @@ class Target:
 def _specimen(name: str, summary: str, gradients: bool = False) -> Target:
     entry = f"fuzzrope.specimens.{name.replace('-', '_')}:ModelNew"
     return Target(f"specimen:{name}", entry, gradients=gradients, summary=summary)
+
+
+def _variant(name: str, entry: str, summary: str) -> Target:
+    """A correct implementation that rounds or runs differently: it has to pass."""
+    return Target(f"variant:{name}", f"fuzzrope.specimens.{entry}", summary=f"no flaw: {summary}")
 
 
 REGISTERED: tuple[Target, ...] = (
@@ -104,6 +111,23 @@ REGISTERED: tuple[Target, ...] = (
     _specimen("gradient-detached", "cuts the graph: its outputs have no gradient", gradients=True),
     _specimen("gradient-unused", "its backward fails where an output is not used", gradients=True),
     _specimen("gradient-all-or-none", "its gradients are right only if all inputs require one", gradients=True),
+    _specimen("drift", "four representable numbers too large"),
+    _specimen("truncates", "truncates where it should round to nearest"),
+    _specimen("narrow-double", "float64 computed in float32"),
+    _specimen("half-inside", "computes in float16"),
+    _specimen("flushes", "subnormal results become zero"),
+    _specimen("clamps", "infinite results become the largest number"),
+    _specimen("rare", "one element in ten thousand is wrong"),
+    _specimen("length-path", "rounds by the parity of the sequence's length"),
+    _specimen("chance", "rounds one way or another by chance"),
+    _specimen("fifth-call", "right for the first five calls only"),
+    _specimen("by-address", "results memoized by data_ptr"),
+    _specimen("next-row", "takes NaN over from the row before"),
+    _variant("by-product", "by_product:ByProduct", "each product rounded to the result's dtype"),
+    _variant("contracted", "by_product:Contracted", "fused multiply-adds, terms reversed"),
+    _variant("double-inside", "by_product:DoubleInside", "float64 inside"),
+    _variant("other-tiles", "other_tiles:ModelNew", "tiles of 4 rows and 64 columns"),
+    Target("variant:eager", "kernels.reference:Model", kernel=False, summary="no flaw: plain PyTorch"),
     Target(
         "specimen:tiled",
         "fuzzrope.specimens.tiled:ModelNew",

@@ -22,6 +22,7 @@ FLOORS = (
     {"operations"},
     {"shrink", "corpus", "judge", "run", "interpreter", "mutants", "specimens"},
     {"settings", "events"},
+    {"examine"},
     {"notebook"},
     {"report", "replaying", "campaign", "doctor"},
     {"parallel"},

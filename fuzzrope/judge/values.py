@@ -11,6 +11,8 @@ import torch
 from fuzzrope.build import DTYPES, FRESH, WORDS
 from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
+from fuzzrope.judge.histogram import Histogram
+from fuzzrope.judge.statistics import judge_spread
 from fuzzrope.operations import Envelope
 
 
@@ -20,7 +22,8 @@ class Errors:
 
     ``max_ulp`` is the largest distance from eager PyTorch's answer, counted in representable numbers;
     ``over_bound`` the largest error over bound, met in ``worst_case``. The squares are sums over elements of
-    error over bound, the target's and eager PyTorch's own.
+    error over bound, the target's and eager PyTorch's own. ``as_reference`` says, of one output, that it equals
+    eager's bit for bit. ``ratios`` counts error over bound, ``peaks`` the largest of each output.
     """
 
     count: int = 0
@@ -29,6 +32,9 @@ class Errors:
     squares: float = 0.0
     reference_squares: float = 0.0
     worst_case: Case | None = None
+    as_reference: bool = False
+    ratios: Histogram = field(default_factory=Histogram)
+    peaks: Histogram = field(default_factory=Histogram)
 
     def add(self, other: Errors) -> None:
         """Fold in the statistics of another case."""
@@ -39,6 +45,8 @@ class Errors:
         self.over_bound = max(self.over_bound, other.over_bound)
         self.squares += other.squares
         self.reference_squares += other.reference_squares
+        self.ratios.merge(other.ratios)
+        self.peaks.merge(other.peaks)
 
     @property
     def worst_id(self) -> str:
@@ -109,6 +117,8 @@ def compare(
             ratio = error / envelope.bound
             result.errors = _statistics(got, reference, ratio, None, envelope)
             if not (error > envelope.bound).any():
+                if not result.errors.as_reference:
+                    result.findings += judge_spread(output, numbers, envelope)
                 return result
         else:
             error = envelope.exact.distance(np.where(finite, numbers, 0.0))
@@ -134,6 +144,8 @@ def compare(
     if bad.any():
         at = int(np.argmax(np.where(outside, ratio, np.where(wrong_zero, 0.0, -1.0))))
         result.findings.append(_mismatch(output, shape, at, numbers, envelope, ratio, bad, bool(outside[at])))
+    if not result.findings and not result.errors.as_reference:
+        result.findings += judge_spread(output, numbers, envelope)
     return result
 
 
@@ -145,8 +157,11 @@ def _statistics(
     if not of_measured.size:
         return Errors()
     errors = Errors(count=of_measured.size, over_bound=float(of_measured.max()))
+    errors.ratios.count(of_measured)
+    errors.peaks.count(np.array([errors.over_bound]))
     if (_bits(got) == _bits(reference)).all():  # what follows would give the same
         errors.squares = errors.reference_squares = float(np.square(of_measured).sum())
+        errors.as_reference = True
         return errors
     own = _numbers(reference)
     both = np.isfinite(own) if measured is None else measured & np.isfinite(own)

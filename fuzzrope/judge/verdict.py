@@ -22,11 +22,16 @@ _DEATHS = {"timeout": "timeout", "oom": "oom", "died": "crash", "tampered": "tam
 
 @dataclass
 class Verdict:
-    """The findings of a case, its error statistics by dtype, and why it was left out, if it was."""
+    """The findings of a case, its error statistics by dtype, and by output and dtype.
+
+    Also why it was left out, if it was, and whether it hung.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     errors: dict[str, Errors] = field(default_factory=dict)
+    by_output: dict[tuple[str, str], Errors] = field(default_factory=dict)
     skipped: str = ""
+    hung: bool = False
 
     @property
     def buckets(self) -> frozenset[str]:
@@ -159,6 +164,7 @@ def _judge_outputs(
         comparison = compare(name, got, reference, envelopes[name], output.origin)
         comparison.errors.worst_case = case
         verdict.errors.setdefault(output.dtype, Errors()).add(comparison.errors)
+        verdict.by_output[name, output.dtype] = comparison.errors
         found += comparison.findings
         if target.exact and not comparison.findings:
             found += compare_exact(name, got, reference, "bit for bit as eager")

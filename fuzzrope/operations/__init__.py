@@ -1,8 +1,10 @@
 """Operations: mathematical contracts. Adding one is adding a module here and an entry to ``OPERATIONS``."""
 
 from fuzzrope.operations.base import Differentiable, Envelope, Operation, Stratum
+from fuzzrope.operations.relations import Related
 from fuzzrope.operations.rope import Rope
+from fuzzrope.operations.spread import Spread
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (Rope(),)}
 
-__all__ = ["OPERATIONS", "Differentiable", "Envelope", "Operation", "Stratum"]
+__all__ = ["OPERATIONS", "Differentiable", "Envelope", "Operation", "Related", "Spread", "Stratum"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,8 @@ import torch
 from fuzzrope.case import Case
 from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact
+from fuzzrope.operations.relations import Related
+from fuzzrope.operations.spread import Spread
 
 Tensors = Mapping[str, torch.Tensor]
 Options = Mapping[str, Any]
@@ -28,6 +30,7 @@ class Envelope:
         finite, nan, positive, negative: whether a finite answer, NaN, +inf, -inf is allowed.
         zero_sign: +1 or -1 where the answer is a zero whose sign is determined, else 0.
         tame: every answer is finite, and none is a zero of determined sign.
+        spread: how correct answers scatter within the bound, if the operation can say; see :mod:`.spread`.
     """
 
     exact: Exact
@@ -38,6 +41,7 @@ class Envelope:
     negative: np.ndarray
     zero_sign: np.ndarray
     tame: bool = False
+    spread: Callable[[], Spread] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,12 @@ class Operation(Protocol):
 
     def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
         """Oracle and error bound of every computed output, by name."""
+
+    relations: tuple[str, ...]
+    """Names of the metamorphic relations that hold bit for bit; empty where none does."""
+
+    def relate(self, case: Case, relation: str) -> Related | None:
+        """The case that a relation leads to from this valid one, or None where it says nothing."""
 
     def probes(self) -> tuple[Case, ...]:
         """Plain cases with which every campaign begins; their launches tell the block sizes in play."""

@@ -6,7 +6,7 @@ broadcast against each half as PyTorch does. How its cases are drawn is in :mod:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -16,8 +16,10 @@ import torch
 from fuzzrope.case import FLOATS, Case
 from fuzzrope.draw import Draw
 from fuzzrope.numbers import Exact, Format, clipped, difference, format_of, product
-from fuzzrope.operations import rope_backward, rope_cases, rope_gradients, rope_strata
+from fuzzrope.operations import rope_backward, rope_cases, rope_gradients, rope_relations, rope_strata
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
+from fuzzrope.operations.relations import Related
+from fuzzrope.operations.spread import MAX_SAMPLES, Spread, two_products
 
 MAX_NARROW = 24  # digits of formats whose products float64 holds exactly
 
@@ -28,6 +30,7 @@ class Rope:
     name = "rope"
     inputs: tuple[str, ...] = ("q", "k", "cos", "sin")
     views: Mapping[str, str] = {"cos": "cos", "sin": "sin"}
+    relations: tuple[str, ...] = rope_relations.NAMES
 
     def results(self, options: Options) -> tuple[str, ...]:
         """q and k rotated, then cos and sin."""
@@ -95,13 +98,12 @@ class Rope:
             np.negative(across[..., 0, :], out=right[..., 1, :])
             shape = np.broadcast_shapes(left.shape, right.shape)
             ac, bs = (np.broadcast_to(t, shape).reshape(-1) for t in (left, right))
-            return _narrow_envelope(ac, bs, *formats)
-        shape = np.broadcast_shapes(halves.shape, c.shape, s.shape)
-        operands = np.empty((4, *shape))
-        operands[0], operands[1], operands[3] = halves, c, s
-        operands[2, ..., 0, :], operands[2, ..., 1, :] = halves[..., 1, :], halves[..., 0, :]
-        np.negative(operands[3, ..., 1, :], out=operands[3, ..., 1, :])
-        return _envelope(*operands.reshape(4, -1), *formats)
+            return _narrow_envelope(ac, bs, lambda: _operands(halves, c, s), *formats)
+        return _envelope(*_operands(halves, c, s), *formats)
+
+    def relate(self, case: Case, relation: str) -> Related | None:
+        """See :mod:`.rope_relations`."""
+        return rope_relations.relate(case, relation)
 
     def probes(self) -> tuple[Case, ...]:
         """The benchmark's own shape, and a larger one that shows a tile."""
@@ -124,6 +126,16 @@ class Rope:
         return rope_cases.simpler(case)
 
 
+def _operands(halves: np.ndarray, c: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """a, c, b, s of all elements a*c - b*s, as (4, n)."""
+    shape = np.broadcast_shapes(halves.shape, c.shape, s.shape)
+    operands = np.empty((4, *shape))
+    operands[0], operands[1], operands[3] = halves, c, s
+    operands[2, ..., 0, :], operands[2, ..., 1, :] = halves[..., 1, :], halves[..., 0, :]
+    np.negative(operands[3, ..., 1, :], out=operands[3, ..., 1, :])
+    return operands.reshape(4, -1)
+
+
 def _rounded_to_infinity(value: Exact, form: Format) -> np.ndarray:
     """Whether rounding to ``form`` overflows."""
     limit, below, top = form.overflow
@@ -140,7 +152,9 @@ def _magnitude(value: Exact, exponent: np.ndarray) -> np.ndarray:
     return np.abs(high + low)
 
 
-def _narrow_envelope(ac: np.ndarray, bs: np.ndarray, p: Format, r: Format, o: Format) -> Envelope:
+def _narrow_envelope(
+    ac: np.ndarray, bs: np.ndarray, operands: Callable[[], np.ndarray], p: Format, r: Format, o: Format
+) -> Envelope:
     """:func:`_envelope` for formats up to float32, from the products in float64, where they are exact.
 
     Their difference is rounded once, to 2^-53, which the slack covers with room for the bound's own rounding.
@@ -156,7 +170,8 @@ def _narrow_envelope(ac: np.ndarray, bs: np.ndarray, p: Format, r: Format, o: Fo
         tame = reach.max(initial=0.0) < o.rounds_to_infinity
         if tame and left.max(initial=0.0) < p.rounds_to_infinity and right.max(initial=0.0) < r.rounds_to_infinity:
             never = np.broadcast_to(np.False_, exact.shape)
-            return Envelope(Exact.of(exact), bound, ~never, never, never, never, zero_sign, tame=not zero.any())
+            spread = _spread(Exact.of(ac), Exact.of(bs), Exact.of(exact), (p, r, o), None, operands)
+            return Envelope(Exact.of(exact), bound, ~never, never, never, never, zero_sign, not zero.any(), spread)
         left_finite, right_finite = np.isfinite(ac), np.isfinite(bs)
         finite = left_finite & right_finite
         left_far = left_finite & (left >= p.rounds_to_infinity)
@@ -165,7 +180,29 @@ def _narrow_envelope(ac: np.ndarray, bs: np.ndarray, p: Format, r: Format, o: Fo
         far = finite & (reach >= o.rounds_to_infinity)
         exact, bound = np.where(finite, exact, 0.0), np.where(finite, bound, 0.0)
         positive, negative = positive | (far & (exact > 0)), negative | (far & (exact < 0))
-        return Envelope(Exact.of(exact), bound, finite, nan, positive, negative, np.where(finite, zero_sign, 0))
+        spread = _spread(
+            Exact.of(ac), Exact.of(bs), Exact.of(exact), (p, r, o), finite & ~(nan | positive | negative), operands
+        )
+        zero_sign = np.where(finite, zero_sign, 0)
+        return Envelope(Exact.of(exact), bound, finite, nan, positive, negative, zero_sign, False, spread)
+
+
+def _spread(
+    ac: Exact,
+    bs: Exact,
+    exact: Exact,
+    formats: tuple[Format, Format, Format],
+    sure: np.ndarray | None,
+    operands: Callable[[], np.ndarray],
+) -> Callable[[], Spread]:
+    """What works out the scatter of ac - bs when asked for, None standing for sure everywhere."""
+
+    def work_out() -> Spread:
+        left, right, result = (value.first(MAX_SAMPLES) for value in (ac, bs, exact))
+        certain = True if sure is None else sure[:MAX_SAMPLES]
+        return two_products(left, right, result, formats, certain, lambda: tuple(operands()[:, :MAX_SAMPLES]))
+
+    return work_out
 
 
 def _special(
@@ -224,12 +261,15 @@ def _envelope(a: np.ndarray, c: np.ndarray, b: np.ndarray, s: np.ndarray, p: For
         reach = Exact(np.abs(exact.high) + bound, np.zeros_like(bound), unit)
         far = finite & _rounded_to_infinity(reach, o)
         zero = finite & (ac.high == 0) & (bs.high == 0)
+        positive, negative = positive | (far & (exact.high > 0)), negative | (far & (exact.high < 0))
+        sure = finite & ~(nan | positive | negative)
         return Envelope(
             exact=exact,
             bound=bound,
             finite=finite,
             nan=nan,
-            positive=positive | (far & (exact.high > 0)),
-            negative=negative | (far & (exact.high < 0)),
+            positive=positive,
+            negative=negative,
+            spread=_spread(ac, bs, exact, (p, r, o), sure, lambda: np.stack([a, c, b, s])),
             zero_sign=np.where(zero, np.where(np.signbit(left - right), -1, 1), 0),
         )

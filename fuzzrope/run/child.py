@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fuzzrope.build import Built, build
+from fuzzrope.build import Built, build, rebuild, same_form
 from fuzzrope.case import Case
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.run import cuda, driver, wire
@@ -52,7 +52,7 @@ def serve(sock: socket.socket, entry: str, device: str, engine: str, limits: dic
         wire.send(sock, *runner.load())
         while True:
             header, numbers = wire.receive(sock)
-            wire.send(sock, *runner.run(Case.from_json(header["case"]), numbers))
+            wire.send(sock, *runner.run(Case.from_json(header["case"]), numbers, header["same_memory"]))
 
 
 class _Runner:
@@ -74,6 +74,7 @@ class _Runner:
         self.target: Any = None
         self.derived: tuple[list[bool], list[Any], Any] | None = None  # what differentiating gave, and raised
         self.seal = Seal()
+        self._last: tuple[Case, Built] | None = None
 
     def load(self) -> tuple[dict[str, Any], list[bytes]]:
         """Import the target; a reply without outputs."""
@@ -85,10 +86,18 @@ class _Runner:
         gc.freeze()  # what is loaded by now stays: collections between cases need not look at it
         return report
 
-    def run(self, case: Case, numbers: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-        """Run one case, given the elements of its tensors; the reply and its blobs."""
+    def run(self, case: Case, numbers: list[bytes], same_memory: bool) -> tuple[dict[str, Any], list[bytes]]:
+        """Run one case, given the elements of its tensors, in the last one's memory if asked; reply and blobs."""
+        last = self._last if same_memory else None
+        self._last = None  # its memory is free before more is asked for
         try:
-            built = build(case, numbers) if self.facade is not None else cuda.build_on_gpu(case, numbers)
+            if self.facade is None:
+                built = cuda.build_on_gpu(case, numbers)
+            elif last is not None and same_form(last[0], case):
+                built = rebuild(last[1], case, numbers)
+            else:
+                built = build(case, numbers)
+            self._last = case, built
         except (OSError, MemoryError, RuntimeError) as error:
             return _unsupported(f"the inputs cannot be built here: {error}"), []
         inputs = [built.tensors[name] for name, _ in case.tensors]

@@ -170,9 +170,22 @@ class Runner:
         reply, _ = wire.receive(self._ask({"do": "reap", "pid": pid}), time.monotonic() + START_SECONDS)
         return int(reply["status"]), bool(reply["killed"])
 
-    def run(self, case: Case, seconds: float | None = None) -> Outcome:
+    def run_alone(self, case: Case) -> Outcome:
+        """Run one case as the first of a child of its own; the child at work stays as it is."""
+        used, self._child = self._child, None
+        restarts, zygote = self.restarts, self._zygote
+        outcome = self.run(case)
+        if self._zygote is zygote:
+            self.discard()
+            self._child, self.restarts = used, restarts
+        elif used is not None:  # it went with the zygote that forked it
+            used[1].close()
+        return outcome
+
+    def run(self, case: Case, seconds: float | None = None, same_memory: bool = False) -> Outcome:
         """Run one case, with its own deadline if given; see :class:`fuzzrope.outcome.Outcome`.
 
+        ``same_memory``: its inputs take the place of the last case's, if they are of the same form.
         An outcome whose ``phase`` is ``load`` says that the target could not even be imported.
         """
         loading = self._child is None
@@ -182,20 +195,21 @@ class Runner:
                 outcome = self._exchange(None, LOAD_SECONDS)
                 if outcome.status != "returned" or self._child is None:
                     return replace(outcome, phase="load")
-            return self._exchange(case, seconds or self.limits.seconds)
+            return self._exchange(case, seconds or self.limits.seconds, same_memory)
         except (RunnerError, wire.ClosedError, wire.LateError):
             self.close()
             self._start()
             phase = "load" if loading else "run"
             return Outcome("tampered", "it killed the process that watches over it", phase=phase)
 
-    def _exchange(self, case: Case | None, seconds: float) -> Outcome:
+    def _exchange(self, case: Case | None, seconds: float, same_memory: bool = False) -> Outcome:
         assert self._child is not None
         pid, sock = self._child
         started = time.monotonic()
         try:
             if case is not None:
-                wire.send(sock, {"case": case.to_json()}, contents(case), seconds=seconds)
+                header = {"case": case.to_json(), "same_memory": same_memory}
+                wire.send(sock, header, contents(case), seconds=seconds)
             header, blobs = wire.receive(sock, started + seconds, lambda: self._watch(pid))
             outcome = from_reply(header, blobs)
         except wire.LateError:

@@ -324,7 +324,9 @@ def test_product_types_are_promoted_one_by_one():
         meta(table, dense(table), bf16), meta(table, dense(table), f16),
     )  # fmt: skip
     expected = {"Q_COS": f32, "Q_SIN": f16, "Q_OUT": f32, "K_COS": f64, "K_SIN": f64, "K_OUT": f64}
-    assert {key: plan.launch.constants[f"{key}_DTYPE"] for key in expected} == {k: TL_DTYPES[t] for k, t in expected.items()}
+    assert {key: plan.launch.constants[f"{key}_DTYPE"] for key in expected} == {
+        k: TL_DTYPES[t] for k, t in expected.items()
+    }
 
 
 # 64-bit indices

@@ -1,0 +1,78 @@
+"""Each flaw of arithmetic and of state is found in each dtype that shows it; what is merely different is not."""
+
+import contextlib
+
+import pytest
+
+from fuzzrope.campaign import run_campaign
+from fuzzrope.draw import search
+from fuzzrope.events import Event, Minimized
+from fuzzrope.examine import examine, sampled
+from fuzzrope.findings import worst
+from fuzzrope.operations import OPERATIONS
+from fuzzrope.run import Runner
+from fuzzrope.settings import Settings
+from fuzzrope.targets import REGISTERED, find
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+BLOCKS = (16,)
+UNSTEADY = {"stateful", "nondeterministic"}
+
+#: What a fair judge may say, and the dtypes in which the flaw exists.
+HUNTED = {
+    "specimen:drift": ({"mismatch"}, DTYPES),
+    "specimen:truncates": ({"mismatch"}, DTYPES),
+    "specimen:narrow-double": ({"mismatch", "nonfinite"}, ("float64",)),
+    "specimen:half-inside": ({"mismatch", "nonfinite"}, ("bfloat16", "float32", "float64")),
+    "specimen:flushes": ({"mismatch"}, DTYPES),
+    "specimen:clamps": ({"nonfinite"}, DTYPES),
+    "specimen:rare": ({"mismatch", "nonfinite"}, DTYPES),
+    "specimen:length-path": ({"mismatch"}, DTYPES),
+    "specimen:chance": ({"nondeterministic"}, DTYPES),
+    "specimen:fifth-call": ({"mismatch", "nonfinite"} | UNSTEADY, DTYPES),
+    "specimen:by-address": ({"mismatch", "nonfinite"} | UNSTEADY, DTYPES),
+    "specimen:next-row": ({"nonfinite", "mismatch"}, DTYPES),
+}
+VARIANTS = [t.name for t in REGISTERED if t.name.startswith("variant:")]
+
+
+class Found(BaseException):
+    """Ends a hunt."""
+
+
+def hunt(name, dtype, examples=200, seed="hunt"):
+    """The number of the first example in which a target shows a finding, and that finding."""
+    target, operation, settings = find(name), OPERATIONS["rope"], Settings()
+    shown = []
+    with Runner(target, "cpu") as runner:
+        count = 0
+
+        def fails(draw):
+            nonlocal count
+            count += 1
+            case = operation.draw(draw, {"dtypes": (dtype,) * 4}, BLOCKS)
+            verdict = examine(case, runner, target, settings, sampled(case))
+            if verdict.findings:
+                shown.append((count, worst(verdict.findings)))
+                raise Found
+            return False
+
+        with contextlib.suppress(Found):
+            search(fails, examples, seed)
+    return shown[0] if shown else None
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, (_, dtypes) in HUNTED.items() for dtype in dtypes])
+def test_a_flaw_is_found_within_200_examples(name, dtype):
+    found = hunt(name, dtype)
+    assert found is not None
+    assert found[1].kind in HUNTED[name][0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_another_correct_way_of_rounding_passes(name):
+    events: list[Event] = []
+    finished = run_campaign(find(name), Settings(seed=21, max_examples=300, max_time=300.0), None, events.append)
+    assert not [event.finding for event in events if isinstance(event, Minimized)]
+    assert finished.executed == 300
+    assert len(VARIANTS) >= 5
