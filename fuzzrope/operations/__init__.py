@@ -2,7 +2,9 @@
 
 from fuzzrope.operations.base import Envelope, Operation, Stratum
 from fuzzrope.operations.rope import Rope
+from fuzzrope.operations.rope_attention import RopeAttention
+from fuzzrope.operations.rope_qk import RopeQK
 
-OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (Rope(),)}
+OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (Rope(), RopeQK(), RopeAttention())}
 
 __all__ = ["OPERATIONS", "Envelope", "Operation", "Stratum"]

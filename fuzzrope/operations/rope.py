@@ -28,6 +28,7 @@ class Rope:
     name = "rope"
     inputs: tuple[str, ...] = ("q", "k", "cos", "sin")
     views: Mapping[str, str] = {"cos": "cos", "sin": "sin"}
+    contiguous = False
 
     def results(self, options: Options) -> tuple[str, ...]:
         """q and k rotated, then cos and sin."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fuzzrope.build import Built, build
+from fuzzrope.build import DTYPES, Built, build
 from fuzzrope.case import Case
 from fuzzrope.run import cuda, driver, wire
 from fuzzrope.run.engines import Engine, Unsupported, make_engine
@@ -30,6 +30,7 @@ from fuzzrope.run.pretend import pretend_cuda
 from fuzzrope.run.tamper import Seal
 
 Home = tuple[torch.device, int]
+PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision; the first is torch's default
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator")
 
 
@@ -95,13 +96,35 @@ class _Runner:
         elif self.counter is not None:
             self.counter.reset()
 
+        try:
+            keywords = self._prepared(dict(case.options))
+        except ValueError as error:
+            return _unsupported(str(error)), []
+
         def work() -> Any:
-            result = self.target(*inputs, **dict(case.options))
+            result = self.target(*inputs, **keywords)
             if self.device != "cpu":
                 torch.cuda.synchronize()
             return result
 
         return self._report(work, built)
+
+    def _prepared(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of a call: dtypes for their names, and ``precision`` set instead of passed.
+
+        Raises:
+            ValueError: there is no such dtype or precision.
+        """
+        precision = options.pop("precision", PRECISIONS[0])
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+        torch.set_float32_matmul_precision(precision)
+        self.seal.expect_precision()
+        if options.get("out_dtype") is not None:
+            if options["out_dtype"] not in DTYPES:
+                raise ValueError(f"out_dtype {options['out_dtype']!r} is none of {', '.join(DTYPES)}")
+            options["out_dtype"] = DTYPES[options["out_dtype"]]
+        return options
 
     def _report(self, work: Callable[[], Any], built: Built) -> tuple[dict[str, Any], list[bytes]]:
         reply: dict[str, Any] = {"status": "returned", "detail": "", "container": "", "raised": None}
