@@ -94,18 +94,20 @@ def envelopes(tensors: Tensors, options: Options) -> dict[str, Envelope]:
 
 
 def _arithmetic(v: torch.dtype, dtype: torch.dtype, options: Options) -> softmax.Arithmetic:
-    form, held = format_of(fused.work_dtype(dtype)), format_of(v)
-    out = format_of(torch.promote_types(dtype, v))
-    tf32 = is_tf32(options)
-    cut = rounding(v, tf32)
-    narrow = held.digits < 24
-    relative = held.roundoff if narrow else (1 + cut.relative) ** 2 - 1
-    least = min(2.0**held.smallest_exponent if narrow else 1.0, 1.0)
-    vanishing = 2 * max(least if narrow else 0.0, 2.0**form.min_exponent, 2.0**-865)
-    passes = format_of(fused.work_dtype(v))
-    limit = passes.max / cut.reach * (1 - 2.0**-8)
-    absolute = held.half_step if narrow else cut.absolute
-    return softmax.Arithmetic(form, out, step_of(v, tf32), relative, absolute, vanishing, limit)
+    form, held, sums = (format_of(t) for t in (fused.work_dtype(dtype), v, fused.work_dtype(v)))
+    cut = rounding(v, is_tf32(options))
+    narrow = held.digits < form.digits
+    weight = max(held.roundoff if narrow else 0.0, cut.relative)
+    return softmax.Arithmetic(
+        scores=form,
+        sums=sums,
+        out=format_of(torch.promote_types(dtype, v)),
+        step=step_of(v, is_tf32(options)),
+        relative=(1 + weight) * (1 + cut.relative) - 1,
+        absolute=max(held.half_step if narrow else 0.0, cut.absolute),
+        vanishing=2 * max(2.0**held.smallest_exponent if narrow else 0.0, 2.0**form.min_exponent, 2.0**-865),
+        limit=sums.max / cut.reach * (1 - 2.0**-8),
+    )
 
 
 def _kinds(given: Envelope, shape: tuple[int, ...]) -> _Kinds:
@@ -164,7 +166,7 @@ def _put_o(
     usual = np.isfinite(values)
     exact, bound = softmax.weighted(found, np.where(usual, values, 0.0), how, row.seen)
     empty = row.none | row.lost
-    tiny = np.ldexp(how.out.half_step, clipped(-exact.exponent, -2000, 900))
+    tiny = how.out.half_step_in(exact.exponent)
     bound = np.where(empty, tiny, bound)
     broken = row.nan | row.positive
     shape = bound.shape
@@ -175,8 +177,7 @@ def _put_o(
     rises, falls = ((np.maximum(sign * np.where(usual, values, 0.0), 0.0)) for sign in (1, -1))
     far_up, far_down = (row.kept.astype(float) @ side >= how.limit for side in (rises, falls))
     edge = np.ldexp(1.0 - 2.0 ** -(how.out.digits + 1), clipped(how.out.overflow[2] - exact.exponent, -2000, 1023))
-    over = np.abs(exact.high) + bound >= edge
-    far_up, far_down = far_up | (over & (exact.high > 0)), far_down | (over & (exact.high < 0))
+    far_up, far_down = far_up | (exact.high + bound >= edge), far_down | (bound - exact.high >= edge)
     nan = nan | (finite & (far_up | far_down))
     positive, negative = positive | (finite & far_up), negative | (finite & far_down)
     flags = (flag | row.doubtful for flag in (finite, nan, positive, negative))

@@ -151,7 +151,8 @@ def _draw_options(plan: _Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
     scales |= {"negative": (-0.25, -0.3), "large": (5.0, 30.0)}
     if scale != "default":
         options["scale"] = draw.choice(scales[scale])
-    mask = plan.choose("mask", MASKS if plan.operation != QK else MASKS[:3])
+    rich = plan.operation != QK and not {"q_offset", "window"} & set(plan.pins)
+    mask = plan.choose("mask", MASKS if rich else MASKS[:3])
     offset = plan.choose("q_offset", OFFSETS)
     window = plan.choose("window", WINDOWS) if plan.operation != QK else "none"
     if "mask" in plan.pins:

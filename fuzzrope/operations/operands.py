@@ -88,7 +88,7 @@ def factors(
 
     def shaped(flat: Array) -> Array:
         whole = np.broadcast_to(flat, (batch * heads * rows * width,)).reshape(batch * heads, rows, width)
-        return np.repeat(whole, repeat, axis=0) if repeat > 1 else whole
+        return np.repeat(whole, repeat, axis=0) if repeat != 1 else whole
 
     exact = envelope.exact
     high, low, exponent = exact.high, exact.low, exact.exponent
@@ -96,9 +96,9 @@ def factors(
     size = np.abs(high) + error
     with np.errstate(all="ignore"):
         more = loss.relative + (form.roundoff if fold else 0.0)
-        lost = loss.absolute + (form.half_step / min(fold, 1.0) if fold else 0.0)
-        if more or lost:
-            steps = lost if exact.plain else np.ldexp(lost, clipped(-exponent, -2000, 900))
+        if more:
+            steps = np.ldexp(loss.absolute, clipped(-exponent, -2000, 900))
+            steps = steps + (form.half_step_in(exponent) / min(fold, 1.0) if fold else 0.0)
             error = error + more * size + steps
         top = loss.reach * max(fold, 1.0) * (1 + 2 * form.roundoff)
         edge = _edge(form, exact)

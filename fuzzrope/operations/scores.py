@@ -71,11 +71,10 @@ def scores(tensors: Tensors, options: Options, ends: Format | None, folds: float
         size = abs(np.frexp(scale)[0]) if not exact.plain else abs(scale)
         bound = size * (products.errors + (steps + oracle) * products.sizes)
         bound = bound + SCALING * work.roundoff * (np.abs(exact.high) + bound)
-        lost = 2 * (width + 2) * 2 * work.half_step * max(1.0, abs(scale))  # cut or flushed below the normal numbers
-        bound = bound + (lost if exact.plain else np.ldexp(lost, clipped(-unit, -2000, 900)))
+        # Each product and sum may be cut at the last bit of the subnormal numbers.
+        bound = bound + 4 * (width + 2) * max(1.0, abs(scale)) * work.half_step_in(unit)
         if ends is not None:
-            half = ends.half_step if exact.plain else np.ldexp(ends.half_step, clipped(-unit, -2000, 900))
-            bound = bound + ends.roundoff * (np.abs(exact.high) + bound) + half
+            bound = bound + ends.roundoff * (np.abs(exact.high) + bound) + ends.half_step_in(unit)
         # Partial sums may be held before scale is applied, after, or with log2(e) in them.
         widest = max(1.0, 1 / abs(scale), folds) * size if scale else np.inf
         rises, falls = ((products.sizes + sign * products.exact.high) / 2 * widest for sign in (1, -1))

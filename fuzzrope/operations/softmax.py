@@ -26,6 +26,7 @@ class Arithmetic:
 
     Attributes:
         scores: the format of scores, exponents and the sum of weights.
+        sums: that of sums of products of weights and values.
         out: the format of the result.
         step: relative error of one addition in the product of weights and values.
         relative, absolute: what weights and values lose when rounded to the type of their product.
@@ -34,6 +35,7 @@ class Arithmetic:
     """
 
     scores: Format
+    sums: Format
     out: Format
     step: float
     relative: float
@@ -187,17 +189,14 @@ def _bound(rows: Rows, v: Array, exact: Exact, unit: Array, how: Arithmetic, see
     above = (n + 2 * rescalings + 4) * how.step + how.relative
     below = (n + 2 * rescalings + 4) * u
     own = (n + 8) * 2.0**-90 if rows.wide else (n + 800) * NARROW_ORACLE
-    relative = (1 + above) * (1 + 6 * u) / (1 - below) - 1
+    relative = (1 + above) * (1 + 6 * max(u, how.sums.roundoff)) / (1 - below) - 1
     all_sizes = size.sum(axis=1)
-    steps = how.absolute * all_sizes + _unit(2 * (seen.shape[1] + 4) * how.scores.half_step, unit)
+    steps = how.absolute * all_sizes + 4 * (seen.shape[1] + 4) * how.sums.half_step_in(unit)
     bound = moved + relative * mean + own * mean + steps * (1 + relative)
-    return bound + how.out.roundoff * (np.abs(exact.high) + bound) + _unit(how.out.half_step, unit)
+    return bound + how.out.roundoff * (np.abs(exact.high) + bound) + how.out.half_step_in(unit)
 
 
 def rows_kept(rows: Rows) -> Array:
     """Keys that have a weight, as bool (rows, keys)."""
     return rows.rho > 0
 
-
-def _unit(size: float, unit: Array) -> Array:
-    return np.ldexp(size, clipped(-unit, -2000, 900))
