@@ -44,6 +44,10 @@ class Format:
         """Half the smallest subnormal number: what rounding errs by where the result is below the normal ones."""
         return 2.0 ** (self.smallest_exponent - 1)
 
+    def half_step_in(self, unit: Array) -> Array:
+        """:attr:`half_step` in units of 2^unit; of float64 it is below what a float64 holds."""
+        return np.ldexp(0.5, clipped(self.smallest_exponent - unit, -2000, 1000))
+
     @property
     def rounds_to_infinity(self) -> float:
         """The least magnitude that rounds to infinity; infinite for float64, which cannot hold its own."""

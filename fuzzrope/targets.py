@@ -65,14 +65,15 @@ class Target:
         return replace(self, level=level, exact=self.exact and level == "strict")
 
 
-def _specimen(name: str, summary: str, gradients: bool = False) -> Target:
+def _specimen(name: str, summary: str, operation: str = "rope", gradients: bool = False) -> Target:
     entry = f"fuzzrope.specimens.{name.replace('-', '_')}:ModelNew"
-    return Target(f"specimen:{name}", entry, gradients=gradients, summary=summary)
+    return Target(f"specimen:{name}", entry, operation, gradients=gradients, summary=summary)
 
 
-def _variant(name: str, entry: str, summary: str) -> Target:
+def _variant(name: str, entry: str, summary: str, operation: str = "rope", kernel: bool = True) -> Target:
     """A correct implementation that rounds or runs differently: it has to pass."""
-    return Target(f"variant:{name}", f"fuzzrope.specimens.{entry}", summary=f"no flaw: {summary}")
+    entry = f"fuzzrope.specimens.{entry}"
+    return Target(f"variant:{name}", entry, operation, kernel=kernel, summary=f"no flaw: {summary}")
 
 
 REGISTERED: tuple[Target, ...] = (
@@ -128,6 +129,28 @@ REGISTERED: tuple[Target, ...] = (
     _variant("double-inside", "by_product:DoubleInside", "float64 inside"),
     _variant("other-tiles", "other_tiles:ModelNew", "tiles of 4 rows and 64 columns"),
     Target("variant:eager", "kernels.reference:Model", kernel=False, summary="no flaw: plain PyTorch"),
+    *(
+        _specimen(f"qk-{name}", summary, "rope_qk")
+        for name, summary in (
+            ("low-accumulator", "sums scores in the type of q"),
+            ("tf32", "multiplies in tf32 where the highest precision was asked for"),
+            ("late-scale", "scales scores after rounding them to the type of q"),
+            ("no-offset", "ignores q_offset"),
+        )
+    ),
+    *(
+        _specimen(f"attention-{name}", summary, "rope_attention")
+        for name, summary in (
+            ("low-accumulator", "sums weighted values in the type of v"),
+            ("tf32", "multiplies in tf32 where the highest precision was asked for"),
+            ("late-scale", "scales scores after rounding them to the type of q"),
+            ("no-offset", "ignores q_offset"),
+            ("rough-exp", "approximates exp to a relative 1e-4"),
+            ("no-rescale", "does not rescale what it has when the largest score grows"),
+            ("tail-counts", "counts keys beyond the last with a score of 0"),
+            ("empty-rows", "answers NaN where a row sees no key"),
+        )
+    ),
     Target(
         "specimen:tiled",
         "fuzzrope.specimens.tiled:ModelNew",
@@ -138,6 +161,26 @@ REGISTERED: tuple[Target, ...] = (
         "fuzzrope.specimens.differentiable:ModelNew",
         gradients=True,
         summary="no flaw: a correct kernel with gradients",
+    ),
+    *(
+        _variant(f"qk-{name}", f"qk_tiled:{entry}", what, "rope_qk", name != "twin")
+        for name, entry, what in (
+            ("tiled", "TiledQK", "tiles of rotated q and k"),
+            ("folded", "Folded", "scale multiplied into q first"),
+            ("double", "Double", "float64 inside"),
+            ("twin", "Twin", "plain PyTorch"),
+        )
+    ),
+    *(
+        _variant(f"attention-{name}", f"attention_tiled:{entry}", what, "rope_attention", name != "twin")
+        for name, entry, what in (
+            ("tiled", "TiledAttention", "online softmax, rotation inside"),
+            ("base-two", "BaseTwo", "exp2 of scores times log2(e)"),
+            ("backwards", "Backwards", "the last keys first"),
+            ("folded", "Folded", "scale multiplied into q first"),
+            ("double", "Double", "float64 inside"),
+            ("twin", "Twin", "plain PyTorch"),
+        )
     ),
 )
 

@@ -9,6 +9,7 @@ import torch
 from fuzzrope.build import Built, blank, build
 from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
+from fuzzrope.geometry import dense
 from fuzzrope.judge.gradients import ill_posed, judge_gradients
 from fuzzrope.judge.memory import judge_accesses, judge_inputs
 from fuzzrope.judge.values import Errors, as_tensor, compare, compare_exact
@@ -213,6 +214,8 @@ def _eager_strides(operation: Operation, case: Case, expected: dict[str, torch.T
     On a CPU, eager PyTorch first converts operands of other dtypes into temporaries, whose strides then
     decide; a GPU converts while it computes. With one dtype throughout the two agree.
     """
+    if operation.contiguous:
+        return {name: dense(tuple(tensor.shape)) for name, tensor in expected.items()}
     if len({spec.dtype for _, spec in case.tensors}) > 1:
         expected = operation.reference({name: blank(spec) for name, spec in case.tensors}, dict(case.options))
     return {name: tensor.stride() for name, tensor in expected.items()}

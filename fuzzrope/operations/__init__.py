@@ -3,8 +3,10 @@
 from fuzzrope.operations.base import Differentiable, Envelope, Operation, Stratum
 from fuzzrope.operations.relations import Related
 from fuzzrope.operations.rope import Rope
+from fuzzrope.operations.rope_attention import RopeAttention
+from fuzzrope.operations.rope_qk import RopeQK
 from fuzzrope.operations.spread import Spread
 
-OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (Rope(),)}
+OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (Rope(), RopeQK(), RopeAttention())}
 
 __all__ = ["OPERATIONS", "Differentiable", "Envelope", "Operation", "Related", "Spread", "Stratum"]

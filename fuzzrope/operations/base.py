@@ -67,6 +67,8 @@ class Operation(Protocol):
     inputs: tuple[str, ...]
     views: Mapping[str, str]
     """Outputs that come back as views of an input, unchanged."""
+    contiguous: bool
+    """Outputs are contiguous, whatever the inputs' strides; if not, their strides are the reference's."""
 
     def results(self, options: Options) -> tuple[str, ...]:
         """Names of what comes back under these options, in order; a single result comes bare, not in a tuple."""

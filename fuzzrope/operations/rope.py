@@ -31,6 +31,7 @@ class Rope:
     inputs: tuple[str, ...] = ("q", "k", "cos", "sin")
     views: Mapping[str, str] = {"cos": "cos", "sin": "sin"}
     relations: tuple[str, ...] = rope_relations.NAMES
+    contiguous = False
 
     def results(self, options: Options) -> tuple[str, ...]:
         """q and k rotated, then cos and sin."""

@@ -51,10 +51,11 @@ def sum_envelope(
         far_down = falls + bound >= _limit(passes, exact)
         size = np.abs(exact.high)
         edge = _limit(ends, exact)
-        over = size + bound >= edge
+        # Where the bound exceeds the sum, its sign is not known either.
+        over_up, over_down = exact.high + bound >= edge, bound - exact.high >= edge
         finite = ~(nan | positive | negative)
-        up = positive | (finite & (far_up | (over & (exact.high > 0))))
-        down = negative | (finite & (far_down | (over & (exact.high < 0))))
+        up = positive | (finite & (far_up | over_up))
+        down = negative | (finite & (far_down | over_down))
         may_fall, may_rise = down | far_down, up | far_up
         forced = nan | (positive & negative)
         return Envelope(
@@ -65,7 +66,7 @@ def sum_envelope(
             positive=up & ~forced,
             negative=down & ~forced,
             zero_sign=np.broadcast_to(np.int64(0), shape),
-            tame=bool(finite.all()) and not (far_up.any() or far_down.any() or over.any()),
+            tame=bool(finite.all()) and not (far_up | far_down | over_up | over_down).any(),
         )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fuzzrope.build import Built, build, rebuild, same_form
+from fuzzrope.build import DTYPES, Built, build, rebuild, same_form
 from fuzzrope.case import Case
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.run import cuda, driver, wire
@@ -33,6 +33,7 @@ from fuzzrope.run.pretend import pretend_cuda
 from fuzzrope.run.tamper import Seal
 
 Home = tuple[torch.device, int]
+PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision; the first is torch's default
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator")
 
 
@@ -110,11 +111,15 @@ class _Runner:
         elif self.counter is not None:
             self.counter.reset()
 
+        try:
+            keywords = self._prepared(dict(case.options))
+        except ValueError as error:
+            return _unsupported(str(error)), []
         if case.backward is not None:
             require(built, case.backward)
 
         def work() -> Any:
-            result = self.target(*inputs, **dict(case.options))
+            result = self.target(*inputs, **keywords)
             if case.backward is not None:
                 self._differentiate(result, case, built)
             if self.device != "cpu":
@@ -142,6 +147,23 @@ class _Runner:
         flags, tensors, raised = self.derived
         forms = [None if item is None else self._output(item, _home_of(item), {}, blobs) for item in tensors]
         return {"requires": flags, "tensors": forms, "raised": raised}
+
+    def _prepared(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of a call: dtypes for their names, and ``precision`` set instead of passed.
+
+        Raises:
+            ValueError: there is no such dtype or precision.
+        """
+        precision = options.pop("precision", PRECISIONS[0])
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+        torch.set_float32_matmul_precision(precision)
+        self.seal.expect_precision()
+        if options.get("out_dtype") is not None:
+            if options["out_dtype"] not in DTYPES:
+                raise ValueError(f"out_dtype {options['out_dtype']!r} is none of {', '.join(DTYPES)}")
+            options["out_dtype"] = DTYPES[options["out_dtype"]]
+        return options
 
     def _report(self, work: Callable[[], Any], built: Built) -> tuple[dict[str, Any], list[bytes]]:
         reply: dict[str, Any] = {"status": "returned", "detail": "", "container": "", "raised": None}

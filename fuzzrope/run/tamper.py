@@ -169,6 +169,10 @@ class Seal:
         self._families = [family for name, owner in _WATCHED for family in _families(name, owner)]
         self._settings = _settings()
 
+    def expect_precision(self) -> None:
+        """The float32 matmul precision as it is now is the one to be left as found."""
+        self._settings["float32 matmul precision"] = torch.get_float32_matmul_precision()
+
     def broken(self) -> list[str]:
         """Names of what is not as it was, at most ten."""
         changed: list[str] = []

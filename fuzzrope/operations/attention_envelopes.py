@@ -1,0 +1,205 @@
+"""The envelopes of ``rope_attention``: which answers are finite, NaN or infinite, around :mod:`.softmax`.
+
+Rules for what is not finite are in ``docs/bounds.md``, section rope_attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fuzzrope.numbers import Exact, clipped, format_of
+from fuzzrope.operations import fused, softmax
+from fuzzrope.operations.base import Envelope, Options, Tensors
+from fuzzrope.operations.operands import rounding
+from fuzzrope.operations.scores import LOG2E, is_tf32, scores, step_of
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    """What each score (heads, rows, keys) is for certain; where none holds, variants differ."""
+
+    finite: Array
+    nan: Array
+    positive: Array
+    negative: Array
+
+    @property
+    def doubtful(self) -> Array:
+        return ~(self.finite | self.nan | self.positive | self.negative)
+
+
+class _Parts:
+    """Arrays of one output, filled head by head."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.high, self.low, self.bound = (np.zeros(shape) for _ in range(3))
+        self.exponent = np.zeros(shape, dtype=np.int64)
+        self.finite, self.nan, self.positive, self.negative = (np.zeros(shape, dtype=bool) for _ in range(4))
+
+    def put(self, head: int, exact: Exact, bound: Array, *flags: Array) -> None:
+        """What was found for one head; flags are finite, nan, positive, negative."""
+        self.high[head], self.low[head], self.exponent[head], self.bound[head] = (
+            exact.high, exact.low, exact.exponent, bound,
+        )  # fmt: skip
+        self.finite[head], self.nan[head], self.positive[head], self.negative[head] = flags
+
+    def envelope(self, wide: bool) -> Envelope:
+        """All heads, flat."""
+        high, low, exponent = (part.reshape(-1) for part in (self.high, self.low, self.exponent))
+        flags = [part.reshape(-1) for part in (self.finite, self.nan, self.positive, self.negative)]
+        tame = bool(flags[0].all()) and not any(flag.any() for flag in flags[1:])
+        exact = Exact(high, low, exponent) if wide else Exact.of(high)
+        never = np.broadcast_to(np.int64(0), high.shape)
+        return Envelope(exact, self.bound.reshape(-1), *flags, zero_sign=never, tame=tame)
+
+
+def envelopes(tensors: Tensors, options: Options) -> dict[str, Envelope]:
+    """Oracle and bound of o and lse."""
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
+    rows, keys, width = q.shape[2], k.shape[2], v.shape[3]
+    heads, group = q.shape[0] * q.shape[1], q.shape[1] // k.shape[1] if k.shape[1] else 1
+    dtype = fused.dot_dtype(tensors)
+    form = format_of(fused.work_dtype(dtype))
+    how = _arithmetic(v.dtype, dtype, options)
+    wide = torch.float64 in (dtype, v.dtype)
+    seen = fused.visible(options, rows, keys)
+    o, lse = _Parts((heads, rows, width)), _Parts((heads, rows))
+    with np.errstate(all="ignore"):
+        given = scores(tensors, options, None, LOG2E)
+        kinds = _kinds(given, (heads, rows, keys))
+        high, low, error = _plain(given, (heads, rows, keys))
+        cap = options.get("softcap")
+        if cap is not None:
+            high = np.where(kinds.positive | kinds.negative, np.where(kinds.positive, 1e30, -1e30) * cap, high)
+            error = np.where(kinds.positive | kinds.negative, 0.0, error)
+            finite = kinds.finite | kinds.positive | kinds.negative
+            never = np.zeros_like(finite)
+            kinds = _Kinds(finite, kinds.nan, never, never)
+        values = v.to(torch.float64).numpy().reshape(q.shape[0] * k.shape[1], keys, width)
+        for head in range(heads):
+            own = softmax.Scores(high[head], low[head], error[head], seen & kinds.finite[head])
+            if cap is not None:
+                own = softmax.softcapped(own, float(cap), form, wide)
+            found = softmax.softmaxed(own, form, wide)
+            of_head = _Kinds(*(flags[head] for flags in (kinds.finite, kinds.nan, kinds.positive, kinds.negative)))
+            row = _Row(of_head, seen)
+            _put_lse(lse, head, found, form, row)
+            _put_o(o, head, found, values[head // group], how, row)
+    return {"o": o.envelope(wide), "lse": lse.envelope(wide)}
+
+
+def _arithmetic(v: torch.dtype, dtype: torch.dtype, options: Options) -> softmax.Arithmetic:
+    form, held, sums = (format_of(t) for t in (fused.work_dtype(dtype), v, fused.work_dtype(v)))
+    cut = rounding(v, is_tf32(options))
+    narrow = held.digits < form.digits
+    weight = max(held.roundoff if narrow else 0.0, cut.relative)
+    return softmax.Arithmetic(
+        scores=form,
+        sums=sums,
+        out=format_of(torch.promote_types(dtype, v)),
+        step=step_of(v, is_tf32(options)),
+        relative=(1 + weight) * (1 + cut.relative) - 1,
+        absolute=max(held.half_step if narrow else 0.0, cut.absolute),
+        vanishing=2 * max(2.0**held.smallest_exponent if narrow else 0.0, 2.0**form.min_exponent, 2.0**-865),
+        limit=sums.max / cut.reach * (1 - 2.0**-8),
+    )
+
+
+def _kinds(given: Envelope, shape: tuple[int, ...]) -> _Kinds:
+    finite, nan, up, down = (
+        np.broadcast_to(part, given.bound.shape).reshape(shape)
+        for part in (given.finite, given.nan, given.positive, given.negative)
+    )
+    alone = finite.astype(np.int8) + nan + up + down == 1
+    return _Kinds(finite & alone, nan & alone, up & alone, down & alone)
+
+
+def _plain(given: Envelope, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Scores and errors in units of one; what is beyond 2^900 no exponential survives."""
+    if given.exact.plain:
+        high = given.exact.high.reshape(shape)
+        return high, np.zeros(shape), given.bound.reshape(shape)
+    exponent = clipped(given.exact.exponent, -2000, 900)
+    parts = (np.ldexp(part, exponent) for part in (given.exact.high, given.exact.low, given.bound))
+    high, low, error = (np.where(np.isfinite(part), part, 0.0).reshape(shape) for part in parts)
+    return high, low, error
+
+
+class _Row:
+    """Flags (rows, 1) of what a row's visible scores are."""
+
+    def __init__(self, kinds: _Kinds, seen: Array) -> None:
+        self.seen, self.dropped = seen, seen & kinds.negative
+        self.none = ~seen.any(axis=1, keepdims=True)
+        self.doubtful = (seen & kinds.doubtful).any(axis=1, keepdims=True)
+        self.nan = (seen & kinds.nan).any(axis=1, keepdims=True)
+        self.positive = (seen & kinds.positive).any(axis=1, keepdims=True)
+        self.negative = self.dropped.any(axis=1, keepdims=True)
+        self.kept = seen & kinds.finite
+        self.lost = ~self.none & ~self.kept.any(axis=1, keepdims=True)
+
+
+def _put_lse(parts: _Parts, head: int, found: softmax.Rows, form: object, row: _Row) -> None:
+    exact, bound = softmax.logsumexp(found, form)  # type: ignore[arg-type] # a Format
+    none, doubtful, nan, positive, negative, lost = (
+        flag[:, 0] for flag in (row.none, row.doubtful, row.nan, row.positive, row.negative, row.lost)
+    )
+    broken = nan | positive
+    finite = ~none & ~broken & ~lost
+    flags = (
+        finite | doubtful,
+        broken | negative | doubtful,
+        (positive & ~nan) | doubtful,
+        none | (lost & ~broken) | doubtful,
+    )
+    parts.put(head, exact, np.where(doubtful, np.inf, bound), *flags)
+
+
+def _put_o(parts: _Parts, head: int, found: softmax.Rows, values: Array, how: softmax.Arithmetic, row: _Row) -> None:
+    usual = np.isfinite(values)
+    exact, bound = softmax.weighted(found, np.where(usual, values, 0.0), how, row.seen)
+    empty = row.none | row.lost
+    tiny = how.out.half_step_in(exact.exponent)
+    bound = np.where(empty, tiny, bound)
+    broken = row.nan | row.positive
+    shape = bound.shape
+    finite, nan = np.broadcast_to(~broken, shape), np.broadcast_to(broken | row.negative, shape)
+    positive = negative = np.zeros(shape, dtype=bool)
+    if not usual.all():
+        finite, nan, positive, negative = _with_odd_values(found, values, how, row, finite, nan)
+    rises, falls = ((np.maximum(sign * np.where(usual, values, 0.0), 0.0)) for sign in (1, -1))
+    far_up, far_down = (row.kept.astype(float) @ side >= how.limit for side in (rises, falls))
+    edge = np.ldexp(1.0 - 2.0 ** -(how.out.digits + 1), clipped(how.out.overflow[2] - exact.exponent, -2000, 1023))
+    far_up, far_down = far_up | (exact.high + bound >= edge), far_down | (bound - exact.high >= edge)
+    nan = nan | (finite & (far_up | far_down))
+    positive, negative = positive | (finite & far_up), negative | (finite & far_down)
+    flags = (flag | row.doubtful for flag in (finite, nan, positive, negative))
+    parts.put(head, exact, np.where(row.doubtful, np.inf, bound), *flags)
+
+
+def _with_odd_values(
+    found: softmax.Rows, values: Array, how: softmax.Arithmetic, row: _Row, finite: Array, nan: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Flags finite, nan, positive, negative where values are not all finite."""
+    bounded = np.minimum(found.rho, softmax.HOPELESS)
+    least = found.weights[0] * np.exp(-bounded) / np.maximum(found.most, 1.0)[:, None]
+    sure = row.kept & (least > how.vanishing) & np.isfinite(found.rho)
+    faint = row.kept & ~sure
+
+    def met(keys: Array, what: Array) -> Array:
+        return keys.astype(np.float32) @ what.astype(np.float32) > 0
+
+    is_nan, up, down = np.isnan(values), values == np.inf, values == -np.inf
+    odd = is_nan | up | down
+    up_sure, down_sure, up_faint, down_faint = met(sure, up), met(sure, down), met(faint, up), met(faint, down)
+    broken = ~finite
+    forced = met(row.kept, is_nan) | (up_sure & down_sure)
+    allowed = nan | forced | up_faint | down_faint | met(row.dropped, odd) | met(~row.seen, odd)
+    ups, downs = up_sure | up_faint, down_sure | down_faint
+    positive, negative = ups & ~downs & ~forced & ~broken, downs & ~ups & ~forced & ~broken
+    return finite & ~forced & ~ups & ~downs, allowed | (ups & downs), positive, negative
