@@ -163,7 +163,7 @@ def contents(case: Case) -> list[bytes]:
 
 
 def build(case: Case, numbers: Sequence[bytes] | None = None, apart: bool = True) -> Built:
-    """Allocate and fill the inputs and cotangents of a case; of views that overlap, the first element and later one win.
+    """Allocate and fill the inputs and cotangents of a case; where views overlap, the first element and later view win.
 
     ``numbers`` are the :func:`contents` if they are known; ``apart`` is for tensors that a target may see.
     """

@@ -106,4 +106,3 @@ class Differentiable(Operation, Protocol):
 
     def backward_strata(self) -> tuple[Stratum, ...]:
         """The strata that a campaign adds for a target which promises gradients."""
-
