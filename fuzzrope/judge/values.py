@@ -14,6 +14,9 @@ from fuzzrope.findings import Finding, finding
 from fuzzrope.operations import Envelope
 
 
+GRADIENT = " gradient"  # ends the dtype under which errors of gradients are counted
+
+
 @dataclass
 class Errors:
     """Error statistics of one dtype, over finite elements; ``add`` folds others in.
