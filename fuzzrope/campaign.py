@@ -117,7 +117,7 @@ class _Campaign:
         """Fix the strata that the engine can visit, and say so."""
         every = self.operation.strata(self.blocks)
         if self.gradients and isinstance(self.operation, Differentiable):
-            every += self.operation.backward_strata()
+            every = self.operation.backward_strata() + every  # few, and what they alone can show comes first
         reasons: dict[str, str] = {}
         for stratum in every:
             reason = cannot_run(self.settings.device, self.settings.engine, dict(stratum.pins).get("dtypes", ()))

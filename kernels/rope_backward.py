@@ -49,7 +49,7 @@ def sum_products_kernel(
     first = tl.zeros((BLOCK_R, BLOCK_C), DTYPE)
     second = tl.zeros((BLOCK_R, BLOCK_C), DTYPE)
     for term in range(0, sum_b * sum_h * sum_s * sum_d):
-        t = term.to(tl.int64)
+        t = tl.cast(term, tl.int64)
         td, ts, th, tb = t % sum_d, (t // sum_d) % sum_s, (t // sum_d // sum_s) % sum_h, t // sum_d // sum_s // sum_h
         g_t = tb * g_b + th * g_h + ts * g_s + td * g_d
         a = tl.load(a_ptr + (g_at + g_t), mask=mask, other=0.0).to(DTYPE)
@@ -213,4 +213,4 @@ def differentiable(
     broadcast; sums are held in float32 (float64 for float64), each in one order. Gradients of the outputs may
     have any strides. An output that is not used costs nothing. Differentiating twice raises RuntimeError.
     """
-    return _Rope.apply(plan, q, k, cos, sin)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    return _Rope.apply(plan, q, k, cos, sin)

@@ -15,6 +15,7 @@ from fuzzrope.case import (
     MAX_EXTENT_BYTES,
     MAX_SEED,
     RECIPES,
+    Backward,
     Case,
     CaseError,
     TensorSpec,
@@ -340,3 +341,85 @@ def test_any_json_in_any_field_is_read_or_refused(path, value):
         refusal(data)
     else:
         assert len(case.id) == 12
+
+
+BACKWARD = Backward(
+    ("q", "cos"),
+    (
+        ("cos", TensorSpec("float64", (1, 2), (0, 0), 0, "grad_cos", Values("wide", 3))),
+        ("q", TensorSpec("float16", (1, 2, 3, 4), (0, 0, 0, 0), 1, "grad_q", Values("constant", 0, (1.0,)))),
+    ),
+)
+DIFFERENTIATED = replace(SMALL, backward=BACKWARD)
+
+
+def test_a_case_without_backward_has_the_form_and_the_id_it_always_had():
+    assert "backward" not in SMALL.to_json()
+    assert DIFFERENTIATED.id != SMALL.id
+    assert replace(DIFFERENTIATED, backward=None).id == SMALL.id
+
+
+def test_what_is_differentiated_survives_json():
+    data = json.loads(json.dumps(DIFFERENTIATED.to_json()))
+    assert Case.from_json(data) == DIFFERENTIATED
+    data["backward"]["requires"].reverse()  # an order that means nothing
+    assert Case.from_json(data).id == DIFFERENTIATED.id
+
+
+def test_cotangents_are_named_and_replaced_like_inputs():
+    assert [name for name, _ in DIFFERENTIATED.specs] == ["q", "k", "cos", "grad_cos", "grad_q"]
+    other = DIFFERENTIATED.with_tensor("grad_q", offset=7)
+    assert other["grad_q"].offset == 7
+    assert other.tensors == SMALL.tensors
+
+
+def spoiled(path, value):
+    data = copy.deepcopy(DIFFERENTIATED.to_json())
+    place = data["backward"]
+    for key in path[:-1]:
+        place = place[key]
+    if value is MISSING:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("requires",), MISSING),
+        (("requires",), []),
+        (("requires",), "q"),
+        (("requires",), ["q", "q"]),
+        (("requires",), ["v"]),
+        (("requires",), [1]),
+        (("requires",), ["q"] * 17),
+        (("cotangents",), MISSING),
+        (("cotangents",), {}),
+        (("cotangents",), []),
+        (("cotangents", "q"), None),
+        (("cotangents", "a b"), BACKWARD.cotangents[0][1].to_json()),
+        (("cotangents", "q", "dtype"), "int32"),
+        (("cotangents", "q", "device"), "cpu"),
+        (("cotangents", "q", "shape"), [1, 2, 3, -4]),
+        (("cotangents", "q", "strides"), [0]),
+        (("cotangents", "q", "storage"), "grad_cos"),
+        (("cotangents", "q", "storage"), "cos"),
+        (("extra",), 1),
+    ],
+)
+def test_a_bad_backward_is_refused_in_one_line(path, value):
+    assert refusal(spoiled(path, value)).startswith(("case.backward", "case.tensors.grad_q"))
+
+
+def test_an_input_named_like_a_cotangent_is_refused():
+    data = DIFFERENTIATED.to_json()
+    data["tensors"]["grad_q"] = data["tensors"]["q"]
+    data["order"].append("grad_q")
+    assert "grad_q" in refusal(data)
+
+
+@pytest.mark.parametrize("value", [None, [], 5])
+def test_a_backward_that_is_no_object_is_refused(value):
+    assert "case.backward" in refusal({**SMALL.to_json(), "backward": value})

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzzrope.outcome import Access, Launch, Outcome, Output, Raised, ReplyError, from_reply
+from fuzzrope.outcome import Access, Gradients, Launch, Outcome, Output, Raised, ReplyError, from_reply
 from fuzzrope.run import wire
 
 OUTPUT = {
@@ -34,7 +34,11 @@ REPLY = {
     "detail": "",
     "container": "tuple",
     "outputs": [OUTPUT],
-    "gradients": None,
+    "gradients": {
+        "requires": [True, False],
+        "tensors": [OUTPUT, None],
+        "raised": {"type": "E", "message": "no", "where": ""},
+    },
     "raised": {"type": "ValueError", "message": "no", "where": "file.py:3 in f"},
     "accesses": [{"what": "load", "kernel": "k", "line": "x = tl.load(p)", "message": "out of bounds", "lanes": 4}],
     "launches": [{"kernel": "k", "grid": [1, 2, 3], "constants": [["BLOCK", 16]]}],
@@ -43,7 +47,7 @@ REPLY = {
     "seconds": 0.5,
     "blobs": [],
 }
-BLOBS = [b"output", b"after q", b"after k"]
+BLOBS = [b"output", b"gradient", b"after q", b"after k"]
 
 PATHS = [
     *((key,) for key in REPLY if key != "blobs"),
@@ -52,6 +56,8 @@ PATHS = [
     ("outputs", 0, "shares", 0),
     ("outputs", 0, "shares", 0, 0),
     ("outputs", 0, "shares", 0, 1),
+    *(("gradients", key) for key in REPLY["gradients"]),
+    *(("gradients", "tensors", 0, key) for key in OUTPUT),
     *(("raised", key) for key in REPLY["raised"]),
     ("accesses", 0),
     *(("accesses", 0, key) for key in REPLY["accesses"][0]),
@@ -87,6 +93,11 @@ def test_a_reply_is_read_whole():
         status="returned",
         container="tuple",
         outputs=(Output("Tensor", "float32", (2, 3), (3, 1), "cuda", b"output", (("q", 8),), OUTPUT["origin"]),),
+        gradients=Gradients(
+            (True, False),
+            (Output("Tensor", "float32", (2, 3), (3, 1), "cuda", b"gradient", (("q", 8),), OUTPUT["origin"]), None),
+            Raised("E", "no"),
+        ),
         raised=Raised("ValueError", "no", "file.py:3 in f"),
         accesses=(Access("load", "k", "x = tl.load(p)", "out of bounds", 4),),
         launches=(Launch("k", (1, 2, 3), (("BLOCK", 16),)),),
@@ -110,6 +121,15 @@ def test_a_missing_key_is_refused(path):
         (("status",), ["returned"]),
         (("detail",), 5),
         (("container",), b"tuple"),
+        (("gradients",), []),
+        (("gradients",), 5),
+        (("gradients", "requires"), [1]),
+        (("gradients", "requires"), [True] * 33),
+        (("gradients", "tensors"), [None] * 33),
+        (("gradients", "tensors"), None),
+        (("gradients", "tensors", 0), 3),
+        (("gradients", "tensors", 0, "shape"), "23"),
+        (("gradients", "raised"), "no"),
         (("outputs",), {}),
         (("outputs",), "x"),
         (("outputs",), [OUTPUT] * 33),

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from fuzzrope.case import Case, CaseError, TensorSpec, Values
+from fuzzrope.case import Backward, Case, CaseError, TensorSpec, Values
 from fuzzrope.geometry import dense
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.shrink import SPELLED_OUT, OutOfTimeError, minimize
+from tests.conftest import rope_case
+from tests.conftest import spec as tensor
 
 ROPE = OPERATIONS["rope"]
 
@@ -268,3 +270,43 @@ def test_huge_strides_come_down_in_few_steps():
     assert complete
     assert found["q"].strides[0] == 2**31 // 3
     assert math.prod(found["q"].shape) == 0
+
+
+def differentiated(used=("cos", "k", "q"), requires=("q", "k", "cos", "sin")) -> Case:
+    plain = rope_case(batch=2, heads=2, seq=3, width=4, dtype="float16")
+    cotangents = tuple(
+        (name, tensor(f"grad_{name}", plain[name].shape, "float16", offset=5, values=Values("wide", 3)))
+        for name in used
+    )
+    return replace(plain, backward=Backward(requires, cotangents))
+
+
+def test_what_does_not_need_a_gradient_loses_it():
+    case, complete = minimize(differentiated(), lambda case: case["q"].shape[2] >= 2, ROPE.simpler, ROPE.fitted)
+    assert complete
+    assert case.backward is None
+
+
+def test_cotangents_follow_their_outputs_and_shrink_like_inputs():
+    def keep(case):
+        seen = case.backward and "q" in dict(case.backward.cotangents) and "cos" in case.backward.requires
+        return bool(seen) and case["q"].shape[2] >= 2 and case["grad_q"].shape == case["q"].shape
+
+    case, complete = minimize(differentiated(), keep, ROPE.simpler, ROPE.fitted)
+    assert complete
+    assert case.backward.requires == ("cos",)
+    assert [name for name, _ in case.backward.cotangents] == ["q"]
+    assert case["grad_q"].shape == case["q"].shape
+    assert case["q"].shape[2] == 2
+    assert case["grad_q"].dtype == "float32"
+    assert case["grad_q"].offset == 0
+    assert set(case["grad_q"].strides) <= {0}
+    assert case["grad_q"].values.kind == "constant"
+
+
+def test_a_cotangent_spelled_out_keeps_the_numbers_that_fit():
+    start = differentiated(("q",)).with_tensor("grad_q", values=Values("listed", 0, tuple(map(float, range(48)))))
+    smaller = start.with_tensor("q", shape=(1, 2, 3, 4))
+    fitted = ROPE.fitted(smaller)
+    assert fitted["grad_q"].values.data == tuple(map(float, range(24)))
+    assert ROPE.fitted(fitted) == fitted

@@ -6,8 +6,12 @@ import pytest
 
 from fuzzrope import corpus
 from fuzzrope.campaign import run_campaign
+from fuzzrope.case import FLOATS
+from fuzzrope.draw import Draw, search
 from fuzzrope.events import Event, Minimized
 from fuzzrope.findings import KINDS
+from fuzzrope.judge import judge
+from fuzzrope.operations import OPERATIONS
 from fuzzrope.replaying import replay
 from fuzzrope.settings import Settings
 from fuzzrope.targets import REGISTERED, find
@@ -15,10 +19,11 @@ from tests.test_hunts import HUNTED
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 FOLDERS = sorted(folder.name for folder in CORPUS.iterdir())
+CORRECT = ("specimen:tiled", "specimen:differentiable")
+SPECIMENS = [t.name for t in REGISTERED if t.name.startswith("specimen:") and t.name not in CORRECT]
 #: Those of arithmetic and state are looked for in each dtype: test_hunts.
-FLAWED = [
-    t.name for t in REGISTERED if t.name.startswith("specimen:") and t.name != "specimen:tiled" and t.name not in HUNTED
-]
+FLAWED = [name for name in SPECIMENS if name not in HUNTED]
+GRADIENTS = [name for name in FLAWED if find(name).gradients]
 
 #: What a fair judge has to say about each specimen, at the least.
 FAIR = {
@@ -35,6 +40,8 @@ FAIR = {
     "specimen:table-scribbler": {"mutation"},
     "specimen:extra-heads": {"uninitialized"},
     "specimen:narrow-index": {"overflow", "out_of_bounds"},
+    **{name: {"gradient"} for name in GRADIENTS},
+    "specimen:gradient-strides": {"gradient", "out_of_bounds"},
 }
 
 
@@ -69,7 +76,7 @@ def test_every_saved_case_shows_exactly_what_it_should(folder):
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["kernels.ModelNew", "specimen:tiled"])
+@pytest.mark.parametrize("name", ["kernels.ModelNew", *CORRECT])
 def test_a_correct_kernel_passes(name):
     events: list[Event] = []
     finished = run_campaign(find(name), Settings(seed=11, max_examples=350, max_time=300.0), None, events.append)
@@ -84,3 +91,19 @@ def test_a_campaign_finds_a_specimen_afresh(name):
     run_campaign(find(name), Settings(seed=12, max_findings=1, max_time=60.0), None, events.append)
     kinds = {event.finding.kind for event in events if isinstance(event, Minimized)}
     assert kinds & FAIR[name]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_flawed_gradient_shows_in_every_dtype(runner_of, name, dtype):
+    target, operation = find(name), OPERATIONS["rope"]
+    pins = {"gradients": True, "backward": True, "dtypes": (dtype,) * 4}
+
+    def shows(draw: Draw) -> bool:
+        case = operation.draw(draw, pins, (16,))
+        found.update(finding.kind for finding in judge(case, runner_of(target).run(case), target).findings)
+        return "gradient" in found
+
+    found: set[str] = set()
+    search(shows, 200, f"{name} {dtype}")
+    assert "gradient" in found

@@ -12,7 +12,7 @@ import torch
 from fuzzrope.build import Built
 from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
-from fuzzrope.judge.values import Errors, as_tensor, compare
+from fuzzrope.judge.values import GRADIENT, Errors, as_tensor, compare
 from fuzzrope.operations import Differentiable, Operation
 from fuzzrope.outcome import Outcome, Output, Raised
 
@@ -85,7 +85,7 @@ def judge_gradients(
         comparison = compare(f"d{name}", got, reference, envelopes[name], gradient.origin)
         found += [_gradient(name, one) for one in comparison.findings]
         comparison.errors.worst_case = case
-        errors.setdefault(f"{gradient.dtype} gradient", Errors()).add(comparison.errors)
+        errors.setdefault(gradient.dtype + GRADIENT, Errors()).add(comparison.errors)
     return found, errors
 
 

@@ -16,6 +16,9 @@ from fuzzrope.judge.statistics import judge_spread
 from fuzzrope.operations import Envelope
 
 
+GRADIENT = " gradient"  # ends the dtype under which errors of gradients are counted
+
+
 @dataclass
 class Errors:
     """Error statistics of one dtype, over finite elements; ``add`` folds others in.

@@ -85,7 +85,8 @@ def _cotangent(draw: Draw, pins: Mapping[str, Any], name: str, dtype: str, shape
 @lru_cache
 def strata() -> tuple[Stratum, ...]:
     """Every stratum of gradients."""
-    found = [Stratum(f"gradient of: {name}", (("requires", some),)) for name, some in REQUIRES.items()]
+    apart = (("relation", "separate"),)  # one tensor requires a gradient as q and as k
+    found = [Stratum(f"gradient of: {name}", (("requires", some), *apart)) for name, some in REQUIRES.items()]
     found += [Stratum(f"gradient dtype: {t}", (("dtypes", (t,) * 4), ("backward", True))) for t in FLOATS]
     least = {"B": 2, "Hq": 2, "S": 3, "D": 6}
     for layout in COTANGENTS:

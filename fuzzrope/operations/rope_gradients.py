@@ -149,7 +149,7 @@ def _envelope(terms: list[_Terms], adds: int, form: Format, numel: int) -> Envel
         infinite = np.where(finite, 0.0, ieee)
         envelope = sum_envelope(
             exact, bound, rises, falls, min([form, *formats], key=lambda f: f.max), form,
-            np.isnan(infinite).any(axis=0), (infinite == np.inf).any(axis=0), (infinite == -np.inf).any(axis=0),
+            *(np.any(f, axis=0) for f in (np.isnan(infinite), infinite == np.inf, infinite == -np.inf)),
         )  # fmt: skip
         free, astray = _free(terms, numel)
     if not (free.any() or astray.any()):

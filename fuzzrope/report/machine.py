@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzrope.events import Event, Example, Finished, Minimized, Seen, Started
+from fuzzrope.judge import GRADIENT, Errors
 from fuzzrope.report.summary import EXIT_PASS, Run, TargetRun
 
 FORMAT = 1
@@ -27,8 +28,23 @@ def report(run: Run, environment: dict[str, str], seed: int) -> dict[str, Any]:
     }
 
 
+def _errors(by_dtype: dict[str, Errors]) -> dict[str, Any]:
+    return {
+        dtype: {
+            "elements": errors.count,
+            "max_ulp": errors.max_ulp,
+            "max_error_over_bound": errors.over_bound,
+            "rms_over_reference_rms": errors.rms_ratio,
+            "worst_case": errors.worst_id,
+        }
+        for dtype, errors in sorted(by_dtype.items())
+    }
+
+
 def _target(run: TargetRun) -> dict[str, Any]:
     done = run.finished
+    errors = done.errors if done else {}
+    gradients = {dtype: one for dtype, one in errors.items() if dtype.endswith(GRADIENT)}
     failed = bool(run.found) or done is None or bool(done.missed) or not done.executed
     return {
         "target": run.started.target.name,
@@ -41,16 +57,8 @@ def _target(run: TargetRun) -> dict[str, Any]:
             {**found.finding.to_json(), "case": str(found.path or ""), "minimized": found.complete}
             for found in run.found
         ],
-        "errors": {
-            dtype: {
-                "elements": errors.count,
-                "max_ulp": errors.max_ulp,
-                "max_error_over_bound": errors.over_bound,
-                "rms_over_reference_rms": errors.rms_ratio,
-                "worst_case": errors.worst_id,
-            }
-            for dtype, errors in sorted((done.errors if done else {}).items())
-        },
+        "errors": _errors({dtype: e for dtype, e in errors.items() if dtype not in gradients}),
+        "gradients": _errors({dtype.removesuffix(GRADIENT): e for dtype, e in gradients.items()}),
         "strata": {
             "declared": sum(run.started.declared.values()),
             "reached": len(done.reached) if done else 0,

@@ -44,7 +44,7 @@ def differentiate(
         return flags, [None] * len(backward.requires)
     roots, cotangents = zip(*pairs, strict=True)
     leaves = tuple(built.tensors[name] for name in backward.requires)
-    run: Any = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined] # not declared
+    run: Any = torch.autograd.Variable._execution_engine.run_backward
     gradients = run(roots, cotangents, False, False, leaves, allow_unreachable=True, accumulate_grad=False)
     return flags, list(gradients)
 

@@ -1,4 +1,4 @@
-"""Returns the gradients that are asked for one after another, each in the next place: right only if all are."""
+"""Flaw: returns the gradients that are asked for one after another, each in the next place: right only if all are."""
 
 from __future__ import annotations
 

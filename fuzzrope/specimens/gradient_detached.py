@@ -1,4 +1,4 @@
-"""The kernel writes into memory that autograd knows nothing of: the graph is cut.
+"""Flaw: the kernel writes into memory that autograd knows nothing of: the graph is cut.
 
 One of the modules that passed a checker which looks at outputs alone.
 """

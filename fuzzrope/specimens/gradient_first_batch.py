@@ -1,4 +1,4 @@
-"""The gradients of the tables are summed over heads, but of the first batch alone.
+"""Flaw: the gradients of the tables are summed over heads, but of the first batch alone.
 
 Right for a batch of one, which is what a quick check has.
 """

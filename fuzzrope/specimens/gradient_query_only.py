@@ -1,4 +1,4 @@
-"""The gradients of the tables are summed over the heads of q; what k adds to them is left out."""
+"""Flaw: the gradients of the tables are summed over the heads of q; what k adds to them is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient is rotated on instead of back: the sign of sin is turned twice.
+"""Flaw: the gradient is rotated on instead of back: the sign of sin is turned twice.
 
 A loss that sums the squares of the output hides it, for rotations keep lengths.
 """

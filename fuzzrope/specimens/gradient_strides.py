@@ -1,4 +1,4 @@
-"""Reads the gradient of the output as if it were contiguous.
+"""Flaw: reads the gradient of the output as if it were contiguous.
 
 What ``sum().backward()`` hands back is one number with strides of zero; flash-attention #355, ROCm/apex #334
 and Unsloth #3782 met it.

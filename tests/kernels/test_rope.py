@@ -170,14 +170,11 @@ def gradients(function: Callable, wanted: tuple[str, ...], layout: str) -> list[
 
 @pytest.mark.parametrize("layout", ["contiguous", "expanded", "sliced"])
 @pytest.mark.parametrize("wanted", [("q",), ("k",), ("cos",), ("sin",), NAMES], ids=" ".join)
-def test_gradients_are_the_references_and_no_kernel_is_launched(
-    launches: Launches, wanted: tuple[str, ...], layout: str
-):
+def test_without_a_gpu_gradients_are_the_references(wanted: tuple[str, ...], layout: str):
     ours = gradients(rope, wanted, layout)
     theirs = gradients(reference.rope, wanted, layout)
     assert list(map(raw, ours)) == list(map(raw, theirs))
     assert all(grad.abs().sum() > 0 for grad in ours)
-    assert not launches.calls
 
 
 def test_gradients_pass_the_numerical_check():
