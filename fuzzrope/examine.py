@@ -30,7 +30,7 @@ AGAIN, SAME_MEMORY, ALONE = "again", "same memory", "alone"
 RUNS = (AGAIN, SAME_MEMORY, ALONE)
 #: One case in so many is given each extra run, and one relation.
 EVERY = {AGAIN: 12, SAME_MEMORY: 20, ALONE: 300}
-EVERY_RELATION = 6
+EVERY_RELATION = 4
 TIMES = 8  # how often a case is run again where it is known to differ
 AGREEING = 6  # new processes that must agree for a difference to be laid to state, not chance
 RELATION = "relation "

@@ -25,7 +25,7 @@ HUNTED = {
     "specimen:narrow-double": ({"mismatch", "nonfinite"}, ("float64",)),
     "specimen:half-inside": ({"mismatch", "nonfinite"}, ("bfloat16", "float32", "float64")),
     "specimen:flushes": ({"mismatch"}, DTYPES),
-    "specimen:clamps": ({"nonfinite"}, DTYPES),
+    "specimen:clamps": ({"nonfinite", "mismatch"}, DTYPES),
     "specimen:rare": ({"mismatch", "nonfinite"}, DTYPES),
     "specimen:length-path": ({"mismatch"}, DTYPES),
     "specimen:chance": ({"nondeterministic"}, DTYPES),

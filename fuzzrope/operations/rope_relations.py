@@ -54,13 +54,15 @@ def _rows(case: Case, arrays: Arrays, rows: slice) -> Related | None:
 
 
 def _cut(case: Case, arrays: Arrays) -> Related | None:
-    """The first rows of a longer sequence."""
-    return _rows(case, arrays, slice(0, max(arrays["q"].shape[2] // 2, 1)))
+    """The first rows of a longer sequence, an odd number fewer."""
+    length = arrays["q"].shape[2]
+    fewer = length // 2 | 1
+    return _rows(case, arrays, slice(0, max(length - fewer, 1)))
 
 
 def _shifted(case: Case, arrays: Arrays) -> Related | None:
-    """The last rows, which lie elsewhere in their tile."""
-    return _rows(case, arrays, slice(max(arrays["q"].shape[2] // 3, 1), None))
+    """The last rows, an odd number fewer, which lie elsewhere in their tile."""
+    return _rows(case, arrays, slice(arrays["q"].shape[2] // 3 | 1, None))
 
 
 def _lonely_row(case: Case, arrays: Arrays) -> Related | None:
@@ -109,11 +111,11 @@ def _scaled(case: Case, arrays: Arrays) -> Related | None:
 
 
 _RELATIONS: dict[str, Callable[[Case, Arrays], Related | None]] = {
-    "contiguous": _contiguous,
     "permuted": _permuted,
     "cut": _cut,
     "shifted": _shifted,
     "lonely row": _lonely_row,
     "scaled": _scaled,
+    "contiguous": _contiguous,  # last: the others lay out their tensors anew as well
 }
 NAMES = tuple(_RELATIONS)

@@ -1,0 +1,76 @@
+"""The extra runs: what each shows, that a case alone shows it again, and that they are sampled by the case."""
+
+import pytest
+
+from fuzzrope.campaign import run_campaign
+from fuzzrope.case import Values
+from fuzzrope.corpus import files, load
+from fuzzrope.events import Event, Minimized
+from fuzzrope.examine import ALONE, EVERY, RUNS, SAME_MEMORY, demanded, examine_afresh, other_values, sampled
+from fuzzrope.operations import OPERATIONS
+from fuzzrope.replaying import replay
+from fuzzrope.run import Runner
+from fuzzrope.settings import Settings
+from fuzzrope.targets import find
+from tests.conftest import rope_case, spec
+
+CASE = rope_case(2, 3, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "bucket"),
+    [
+        ("specimen:by-address", f"stateful:{SAME_MEMORY}"),
+        ("specimen:fifth-call", "stateful:again"),
+        ("specimen:chance", "nondeterministic"),
+        ("specimen:next-row", "mismatch:q:relation lonely row"),
+    ],
+)
+def test_a_case_alone_shows_it_when_its_bucket_is_asked_for(name, bucket):
+    with Runner(find(name), "cpu") as runner:
+        for _ in range(2):
+            assert bucket in examine_afresh(CASE, runner, find(name), Settings(), (bucket,)).buckets
+        assert not examine_afresh(CASE, runner, find("specimen:tiled"), Settings(), ("mismatch:q",)).findings
+
+
+def test_every_extra_run_of_a_correct_kernel_is_clean():
+    every = [*(f"stateful:{check}" for check in RUNS), "nondeterministic"]
+    every += [f"mismatch:q:relation {name}" for name in OPERATIONS["rope"].relations]
+    with Runner(find("specimen:tiled"), "cpu") as runner:
+        verdict = examine_afresh(CASE, runner, find("specimen:tiled"), Settings(), every)
+    assert set(demanded(every)) == {*RUNS, *OPERATIONS["rope"].relations}
+    assert not verdict.findings
+
+
+def test_ordinary_buckets_demand_nothing():
+    assert demanded(["mismatch:q", "nonfinite:k", "out_of_bounds:load:relation_kernel", "crash:SIGSEGV"]) == ()
+
+
+def test_checks_are_sampled_by_the_case_alone_and_at_their_rates():
+    cases = [rope_case(q=spec("q", (1, 2, 3, 4), values=Values("normal", seed))) for seed in range(4000)]
+    chosen = [sampled(case) for case in cases]
+    assert chosen == [sampled(case) for case in cases]
+    for check, every in EVERY.items():
+        assert 0.3 < sum(check in some for some in chosen) * every / 4000 < 2.5
+    assert any(ALONE in some for some in chosen)
+
+
+def test_other_values_keep_what_is_one_tensor():
+    same = rope_case(k=spec("q", (1, 2, 3, 4), values=Values("normal", 0)), q=spec("q", (1, 2, 3, 4)))
+    same = same.with_tensors({"k": same["q"]})
+    changed = other_values(same)
+    assert changed["q"] == changed["k"] != same["q"]
+    assert changed["cos"].values != changed["sin"].values
+
+
+@pytest.mark.parametrize("name", ["specimen:by-address", "specimen:length-path"])
+def test_what_an_extra_run_finds_is_saved_minimized_and_replayed(name, tmp_path):
+    events: list[Event] = []
+    settings = Settings(seed=4, max_findings=2, max_examples=600, max_time=60.0)
+    run_campaign(find(name), settings, tmp_path, events.append)
+    found = [event for event in events if isinstance(event, Minimized) and event.path is not None]
+    kept = {event.finding.bucket for event in found}
+    assert any(bucket.startswith("stateful") or "relation" in bucket for bucket in kept)
+    items = [(path, load(path)) for path in files([tmp_path])]
+    assert items
+    assert all(result.as_expected for result in replay(items, settings))
