@@ -106,6 +106,7 @@ def _arithmetic(v: torch.dtype, dtype: torch.dtype, options: Options) -> softmax
         step=step_of(v, is_tf32(options)),
         relative=(1 + weight) * (1 + cut.relative) - 1,
         absolute=max(held.half_step if narrow else 0.0, cut.absolute),
+        values=cut.absolute,
         vanishing=2 * max(2.0**held.smallest_exponent if narrow else 0.0, 2.0**form.min_exponent, 2.0**-865),
         limit=sums.max / cut.reach * (1 - 2.0**-8),
     )

@@ -29,7 +29,8 @@ class Arithmetic:
         sums: that of sums of products of weights and values.
         out: the format of the result.
         step: relative error of one addition in the product of weights and values.
-        relative, absolute: what weights and values lose when rounded to the type of their product.
+        relative, absolute: what weights lose when rounded to the type of their product, values' relative loss included.
+        values: what values lose absolutely.
         vanishing: the weight below which one may become zero.
         limit: the least magnitude of a sum of values that may overflow.
     """
@@ -40,6 +41,7 @@ class Arithmetic:
     step: float
     relative: float
     absolute: float
+    values: float
     vanishing: float
     limit: float
 
@@ -197,5 +199,6 @@ def _bound(rows: Rows, v: Array, exact: Exact, unit: Array, how: Arithmetic, see
     relative = (1 + above) * (1 + 6 * max(u, how.sums.roundoff)) / (1 - below) - 1
     all_sizes = size.sum(axis=1)
     steps = (how.absolute * all_sizes if how.absolute else 0.0) + 4 * (seen.shape[1] + 4) * how.sums.half_step_in(unit)
+    steps = steps + np.ldexp(how.values, clipped(-unit, -2000, 900))
     bound = moved + relative * mean + own * mean + steps * (1 + relative)
     return bound + how.out.roundoff * (np.abs(exact.high) + bound) + how.out.half_step_in(unit)

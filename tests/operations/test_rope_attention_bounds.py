@@ -241,3 +241,10 @@ def test_a_result_is_never_further_than_the_values_allow():
     envelope = ATTENTION.envelopes(tensors, {"scale": 30.0})["o"]
     spread = float((tensors["v"].max() - tensors["v"].min()).item())
     assert envelope.bound.max() <= spread * 1.01
+
+
+def test_tf32_may_cut_a_subnormal_value_to_zero_and_only_where_asked_for():
+    tensors = made(rows=1, keys=1)
+    tensors["v"].fill_(1.3e-43)
+    for precision, allowed in (("high", True), ("highest", False)):
+        assert bool(findings({"o": torch.zeros(1, 2, 1, 3)}, tensors, {"precision": precision})) != allowed
