@@ -43,9 +43,10 @@ class _Parts:
 
     def put(self, head: int, exact: Exact, bound: Array, *flags: Array) -> None:
         """What was found for one head; flags are finite, nan, positive, negative."""
-        self.high[head], self.low[head], self.exponent[head], self.bound[head] = (
-            exact.high, exact.low, exact.exponent, bound,
-        )  # fmt: skip
+        known = np.isfinite(bound)
+        self.bound[head] = np.where(known, bound, np.inf)
+        for mine, part in ((self.high, exact.high), (self.low, exact.low), (self.exponent, exact.exponent)):
+            mine[head] = np.where(known, part, 0)
         self.finite[head], self.nan[head], self.positive[head], self.negative[head] = flags
 
     def envelope(self, wide: bool) -> Envelope:
@@ -76,7 +77,7 @@ def envelopes(tensors: Tensors, options: Options) -> dict[str, Envelope]:
         cap = options.get("softcap")
         if cap is not None:
             high = np.where(kinds.positive | kinds.negative, np.where(kinds.positive, 1e30, -1e30) * cap, high)
-            error = np.where(kinds.positive | kinds.negative, 0.0, error)
+            low, error = (np.where(kinds.positive | kinds.negative, 0.0, part) for part in (low, error))
             finite = kinds.finite | kinds.positive | kinds.negative
             never = np.zeros_like(finite)
             kinds = _Kinds(finite, kinds.nan, never, never)
@@ -105,6 +106,7 @@ def _arithmetic(v: torch.dtype, dtype: torch.dtype, options: Options) -> softmax
         step=step_of(v, is_tf32(options)),
         relative=(1 + weight) * (1 + cut.relative) - 1,
         absolute=max(held.half_step if narrow else 0.0, cut.absolute),
+        values=cut.absolute,
         vanishing=2 * max(2.0**held.smallest_exponent if narrow else 0.0, 2.0**form.min_exponent, 2.0**-865),
         limit=sums.max / cut.reach * (1 - 2.0**-8),
     )

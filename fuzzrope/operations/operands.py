@@ -69,7 +69,7 @@ class Factors:
 
 
 def factors(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, loss: Rounding, fold: float, repeat: int = 1
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, loss: Rounding, fold: float, whole: bool, repeat: int = 1
 ) -> Factors:
     """Rotated x (B, H, S, D) as factors (B * H * repeat, S, D), by tables with a row for each position or one.
 
@@ -79,6 +79,7 @@ def factors(
         sin: likewise.
         loss: what rounding to the type of the product costs.
         fold: the largest number that may be multiplied into the rows before they are rounded once more, or 0.
+        whole: it is a power of two, so that only numbers that become subnormal are rounded.
         repeat: how many heads of q use one head.
     """
     batch, heads, rows, width = x.shape
@@ -95,33 +96,27 @@ def factors(
     error = envelope.bound
     size = np.abs(high) + error
     with np.errstate(all="ignore"):
-        more = loss.relative + (form.roundoff if fold else 0.0)
-        if more:
+        more = loss.relative + (form.roundoff if fold and not whole else 0.0)
+        if more or fold:
             steps = np.ldexp(loss.absolute, clipped(-exponent, -2000, 900))
-            steps = steps + (form.half_step_in(exponent) / min(fold, 1.0) if fold else 0.0)
+            steps = (steps + form.half_step_in(exponent)) / min(fold, 1.0) if fold else steps
             error = error + more * size + steps
         top = loss.reach * max(fold, 1.0) * (1 + 2 * form.roundoff)
         edge = _edge(form, exact)
         far = top * (size + error) >= edge
-    whole = Exact(shaped(high), shaped(low), shaped(exponent), exact.plain)
+    numbers = Exact(shaped(high), shaped(low), shaped(exponent), exact.plain)
     if envelope.finite.all() and not far.any() and not (envelope.nan | envelope.positive | envelope.negative).any():
-        return Factors(whole, shaped(error))
-    # Infinite whatever the variant: finite operands whose rounded sum is beyond the range.
-    surely = envelope.finite & (np.abs(high) - envelope.bound >= edge) & ~envelope.nan
-    sure_up = surely & (high > 0) & ~envelope.negative
-    sure_down = surely & (high < 0) & ~envelope.positive
-    finite = envelope.finite & ~sure_up & ~sure_down
-    nan = ~envelope.finite & envelope.nan
-    up = sure_up | (~envelope.finite & envelope.positive & ~envelope.nan)
-    down = sure_down | (~envelope.finite & envelope.negative & ~envelope.nan)
-    doubtful = finite & (far | envelope.nan | envelope.positive | envelope.negative)
-    doubtful |= ~envelope.finite & (envelope.nan.astype(int) + envelope.positive + envelope.negative > 1)
-    finite &= ~doubtful
+        return Factors(numbers, shaped(error))
+    finite, counted = envelope.finite, envelope.nan.astype(np.int8) + envelope.positive + envelope.negative
+    # What may overflow in one variant stays finite in one that computes in a wider format.
+    doubtful = np.where(finite, far | (counted > 0), counted > 1)
+    nan, up, down = (flag & ~finite for flag in (envelope.nan, envelope.positive, envelope.negative))
+    finite = finite & ~doubtful
     nil = finite & (envelope.zero_sign != 0)
     faint = finite & ~nil & (np.abs(high) <= error)
     flags = (nan & ~doubtful, up & ~doubtful, down & ~doubtful, nil, faint, doubtful)
-    whole = Exact(shaped(np.where(finite, high, 0.0)), shaped(low * finite), shaped(exponent), exact.plain)
-    return Factors(whole, shaped(np.where(finite, error, 0.0)), *(shaped(flag) for flag in flags))
+    numbers = Exact(shaped(np.where(finite, high, 0.0)), shaped(low * finite), shaped(exponent), exact.plain)
+    return Factors(numbers, shaped(np.where(finite, error, 0.0)), *(shaped(flag) for flag in flags))
 
 
 def _edge(form: Format, exact: Exact) -> Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fuzzrope.numbers import Exact, Format, clipped, format_of, two_product
+from fuzzrope.numbers import FORMATS, Exact, Format, clipped, format_of, two_product
 from fuzzrope.operations import doubled, fused
 from fuzzrope.operations.base import Envelope, Options, Tensors
 from fuzzrope.operations.operands import Factors, Specials, factors, rounding, specials
@@ -55,11 +55,11 @@ def scores(tensors: Tensors, options: Options, ends: Format | None, folds: float
     first, rows, keys, width = options.get("q_offset", 0), q.shape[2], k.shape[2], q.shape[3]
     dtype, tf32, scale = fused.dot_dtype(tensors), is_tf32(options), fused.scale_of(options, q.shape[3])
     loss = rounding(dtype, tf32)
-    whole = np.frexp(scale)[0] in (0.5, -0.5, 0.0)  # a power of two: folding it in rounds nothing
-    fold = 0.0 if whole and folds == 1.0 else max(abs(scale) * folds, 1e-30)
-    rows_q = factors(q, fused.rows_of(cos, first, rows), fused.rows_of(sin, first, rows), loss, fold)
+    whole = abs(np.frexp(scale)[0]) == 0.5 and folds == 1.0
+    fold = max(abs(scale) * folds, 1e-30)
+    rows_q = factors(q, fused.rows_of(cos, first, rows), fused.rows_of(sin, first, rows), loss, fold, whole)
     group = q.shape[1] // k.shape[1] if k.shape[1] else 1
-    rows_k = factors(k, fused.rows_of(cos, 0, keys), fused.rows_of(sin, 0, keys), loss, 0.0, group)
+    rows_k = factors(k, fused.rows_of(cos, 0, keys), fused.rows_of(sin, 0, keys), loss, 0.0, True, group)
     wide = not (rows_q.exact.plain and rows_k.exact.plain)
     products = _wide(rows_q, rows_k) if wide else _narrow(rows_q, rows_k)
     work = format_of(fused.work_dtype(dtype))
@@ -81,8 +81,9 @@ def scores(tensors: Tensors, options: Options, ends: Format | None, folds: float
         rises, falls = (np.maximum(part, 0.0) * (1 + 2.0**-8) for part in (rises, falls))
         if scale < 0:
             rises, falls = falls, rises
-        envelope = _settled(exact, bound, rises, falls, work, ends or work, specials(rows_q, rows_k), scale)
-    return envelope
+        # What nobody rounds may be held in float64, where it does not overflow.
+        ends = ends or FORMATS["float64"]
+        return _settled(exact, bound, rises, falls, work, ends, specials(rows_q, rows_k), scale)
 
 
 def _settled(
@@ -113,8 +114,10 @@ def anything(envelope: Envelope, where: Array) -> Envelope:
     """The envelope with every answer allowed in some places."""
     if not where.any():
         return envelope
+    exact = envelope.exact
     return replace(
         envelope,
+        exact=Exact(*(np.where(where, 0, part) for part in (exact.high, exact.low, exact.exponent)), exact.plain),
         bound=np.where(where, np.inf, envelope.bound),
         finite=envelope.finite | where,
         nan=envelope.nan | where,

@@ -29,7 +29,8 @@ class Arithmetic:
         sums: that of sums of products of weights and values.
         out: the format of the result.
         step: relative error of one addition in the product of weights and values.
-        relative, absolute: what weights and values lose when rounded to the type of their product.
+        relative, absolute: what weights lose when rounded to the type of their product, values' relative loss included.
+        values: what values lose absolutely.
         vanishing: the weight below which one may become zero.
         limit: the least magnitude of a sum of values that may overflow.
     """
@@ -40,6 +41,7 @@ class Arithmetic:
     step: float
     relative: float
     absolute: float
+    values: float
     vanishing: float
     limit: float
 
@@ -147,7 +149,8 @@ def weighted(rows: Rows, values: Array, how: Arithmetic, seen: Array) -> tuple[E
     """The mean (rows, D) of finite values (keys, D) under these weights, and its bound."""
     shape = (seen.shape[0], values.shape[1])
     if rows.wide:
-        scaled, unit = _scaled(rows.weights[0], values, how.out)
+        v_far, unit = _scaled(rows.weights[0], values, how.out)
+        scaled = np.where(rows.weights[0][:, :, None] > 0, v_far, 0.0)
         v: tuple[Array, Array] = (scaled, np.zeros_like(scaled))
         weights = tuple(np.broadcast_to(part[:, :, None], scaled.shape) for part in rows.weights)
         mean = doubled.total(doubled.times((weights[0], weights[1]), v), axis=1)
@@ -155,19 +158,22 @@ def weighted(rows: Rows, values: Array, how: Arithmetic, seen: Array) -> tuple[E
         rest = rows.total[1][:, None] + np.zeros(shape)
         exact = Exact(*doubled.over(mean, (whole, rest)), unit)
     else:
-        scaled, unit = values[None], np.zeros(shape, dtype=np.int64)
+        v_far, unit = values[None], np.zeros(shape, dtype=np.int64)
         total = np.where(rows.count > 0, rows.total[0], 1.0)
         exact = Exact.of(rows.weights[0] @ values / total[:, None])
-    return exact, _bound(rows, scaled, exact, unit, how, seen)
+    return exact, _bound(rows, v_far, exact, unit, how, seen)
 
 
 def _scaled(weights: Array, values: Array, form: Format) -> tuple[Array, Array]:
-    """Values (rows, keys, D) in units 2^(rows, D) of the largest product of weight and value."""
+    """Values (rows, keys, D) in units 2^(rows, D) of the largest product of weight and value.
+
+    A value without weight may be infinite in these units, others are below 2^900.
+    """
     parts, exponents = np.frexp(values)
     at = np.frexp(weights)[1][:, :, None].astype(np.int64) + exponents[None].astype(np.int64)
     at = np.where((weights[:, :, None] > 0) & (values[None] != 0), at, -(2**40))
     unit = np.maximum(at.max(axis=1, initial=-(2**40)), form.smallest_exponent - 8)
-    shift = clipped(exponents[None].astype(np.int64) - unit[:, None, :], -2000, 900)
+    shift = clipped(exponents[None].astype(np.int64) - unit[:, None, :], -2000, 2000)
     return np.ldexp(parts[None] + np.zeros(at.shape), shift), unit
 
 
@@ -176,14 +182,15 @@ def _bound(rows: Rows, v: Array, exact: Exact, unit: Array, how: Arithmetic, see
     u, p, n = how.scores.roundoff, rows.weights[0][:, :, None], rows.count[:, None]
     rho = np.minimum(rows.rho, HOPELESS)[:, :, None]
     hopeless = np.isinf(rows.rho).any(axis=1)[:, None]
-    apart = np.abs(v - exact.high[:, None, :]) * rows_kept(rows)[:, :, None]
-    size = np.abs(v) * rows_kept(rows)[:, :, None]
+    kept = (rows.rho > 0)[:, :, None]
+    apart = np.where(kept, np.abs(v - exact.high[:, None, :]), 0.0)
+    size = np.where(kept, np.abs(v), 0.0)
     least = np.where(n > 0, rows.least[:, None], 1.0)
     lost = max(2.0 ** (how.scores.min_exponent), 2.0**-865 if rows.wide else 0.0)
     hull, largest = apart.max(axis=1, initial=0.0), size.max(axis=1, initial=0.0)
-    moved = (p * np.expm1(rho) * apart).sum(axis=1) / least + n * lost * hull / least
+    moved = np.where(p > 0, p * np.expm1(rho) * apart, 0.0).sum(axis=1) / least + n * lost * hull / least
     moved = np.where(hopeless, hull, np.minimum(moved * (1 + 2.0**-20), hull))
-    mean = (p * np.exp(rho) * size).sum(axis=1) / least
+    mean = np.where(p > 0, p * np.exp(rho) * size, 0.0).sum(axis=1) / least
     mean = np.where(hopeless, largest, np.minimum(mean, largest))
     rescalings = n / LEAST_TILE + 5
     above = (n + 2 * rescalings + 4) * how.step + how.relative
@@ -191,11 +198,7 @@ def _bound(rows: Rows, v: Array, exact: Exact, unit: Array, how: Arithmetic, see
     own = (n + 8) * 2.0**-90 if rows.wide else (n + 800) * NARROW_ORACLE
     relative = (1 + above) * (1 + 6 * max(u, how.sums.roundoff)) / (1 - below) - 1
     all_sizes = size.sum(axis=1)
-    steps = how.absolute * all_sizes + 4 * (seen.shape[1] + 4) * how.sums.half_step_in(unit)
+    steps = (how.absolute * all_sizes if how.absolute else 0.0) + 4 * (seen.shape[1] + 4) * how.sums.half_step_in(unit)
+    steps = steps + np.ldexp(how.values, clipped(-unit, -2000, 900))
     bound = moved + relative * mean + own * mean + steps * (1 + relative)
     return bound + how.out.roundoff * (np.abs(exact.high) + bound) + how.out.half_step_in(unit)
-
-
-def rows_kept(rows: Rows) -> Array:
-    """Keys that have a weight, as bool (rows, keys)."""
-    return rows.rho > 0

@@ -51,7 +51,7 @@ def attention_kernel(
     total = tl.zeros([BLOCK_M, 1], dtype=WORK)
     mean = tl.zeros([BLOCK_M, BLOCK_V], dtype=SUM)
     first = tl.zeros([], dtype=tl.int64)
-    last = keys.to(tl.int64)
+    last = first + keys
     if CAUSAL:
         last = tl.minimum(last, begin + BLOCK_M + offset)
     if WINDOW:
