@@ -15,7 +15,6 @@ from fuzzrope.judge.histogram import Histogram
 from fuzzrope.judge.statistics import judge_spread
 from fuzzrope.operations import Envelope
 
-
 GRADIENT = " gradient"  # ends the dtype under which errors of gradients are counted
 
 

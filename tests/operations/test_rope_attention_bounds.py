@@ -47,7 +47,9 @@ def rotated(rows, cos, sin, first):
     for i, row in enumerate(rows):
         a, b = decimals(row[:half]), decimals(row[half:])
         c, s = decimals(cos[first + i]), decimals(sin[first + i])
-        found.append([a[d] * c[d] - b[d] * s[d] for d in range(half)] + [b[d] * c[d] + a[d] * s[d] for d in range(half)])
+        found.append(
+            [a[d] * c[d] - b[d] * s[d] for d in range(half)] + [b[d] * c[d] + a[d] * s[d] for d in range(half)]
+        )
     return found
 
 
@@ -74,7 +76,9 @@ def truths(tensors, options):
             weights = [(x - max(s)).exp() for x in s]
             total = sum(weights)
             for d in range(v.shape[3]):
-                outputs.append(sum(w * values[j][d] for w, j in zip(weights, chosen, strict=True)) / total if s else None)
+                outputs.append(
+                    sum(w * values[j][d] for w, j in zip(weights, chosen, strict=True)) / total if s else None
+                )
             sums.append(max(s) + total.ln() if s else None)
     return {"o": outputs, "lse": sums}
 

@@ -14,7 +14,10 @@ from fuzzrope.values import expand
 
 QK = OPERATIONS["rope_qk"]
 ADVERSARIAL = ("normal", "powers", "wide", "tiny", "subnormal")
-MIXES = [(name,) * 4 for name in FLOATS] + [("bfloat16", "bfloat16", "float32", "float32"), ("float16", "float64", "bfloat16", "float32")]
+MIXES = [(name,) * 4 for name in FLOATS] + [
+    ("bfloat16", "bfloat16", "float32", "float32"),
+    ("float16", "float64", "bfloat16", "float32"),
+]
 
 
 def made(mix, kinds=("normal",) * 4, rows=3, keys=4, width=6, seed=0):
