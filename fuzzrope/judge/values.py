@@ -13,7 +13,6 @@ from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
 from fuzzrope.operations import Envelope
 
-
 GRADIENT = " gradient"  # ends the dtype under which errors of gradients are counted
 
 
