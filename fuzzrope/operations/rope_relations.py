@@ -111,9 +111,9 @@ def _scaled(case: Case, arrays: Arrays) -> Related | None:
 
 
 _RELATIONS: dict[str, Callable[[Case, Arrays], Related | None]] = {
-    "permuted": _permuted,
     "cut": _cut,
     "shifted": _shifted,
+    "permuted": _permuted,
     "lonely row": _lonely_row,
     "scaled": _scaled,
     "contiguous": _contiguous,  # last: the others lay out their tensors anew as well
