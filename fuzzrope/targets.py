@@ -97,42 +97,53 @@ REGISTERED: tuple[Target, ...] = (
     _specimen("table-scribbler", "changes cos after using it"),
     _specimen("extra-heads", "leaves heads of k beyond q's unrotated"),
     _specimen("narrow-index", "multiplies batch and stride in 32 bits"),
-    *(_specimen(f"qk-{name}", summary, "rope_qk") for name, summary in (
-        ("low-accumulator", "sums scores in the type of q"),
-        ("tf32", "multiplies in tf32 where the highest precision was asked for"),
-        ("late-scale", "scales scores after rounding them to the type of q"),
-        ("no-offset", "ignores q_offset"),
-    )),
-    *(_specimen(f"attention-{name}", summary, "rope_attention") for name, summary in (
-        ("low-accumulator", "sums weighted values in the type of v"),
-        ("tf32", "multiplies in tf32 where the highest precision was asked for"),
-        ("late-scale", "scales scores after rounding them to the type of q"),
-        ("no-offset", "ignores q_offset"),
-        ("rough-exp", "approximates exp to a relative 1e-4"),
-        ("no-rescale", "does not rescale what it has when the largest score grows"),
-        ("tail-counts", "counts keys beyond the last with a score of 0"),
-        ("empty-rows", "answers NaN where a row sees no key"),
-    )),
+    *(
+        _specimen(f"qk-{name}", summary, "rope_qk")
+        for name, summary in (
+            ("low-accumulator", "sums scores in the type of q"),
+            ("tf32", "multiplies in tf32 where the highest precision was asked for"),
+            ("late-scale", "scales scores after rounding them to the type of q"),
+            ("no-offset", "ignores q_offset"),
+        )
+    ),
+    *(
+        _specimen(f"attention-{name}", summary, "rope_attention")
+        for name, summary in (
+            ("low-accumulator", "sums weighted values in the type of v"),
+            ("tf32", "multiplies in tf32 where the highest precision was asked for"),
+            ("late-scale", "scales scores after rounding them to the type of q"),
+            ("no-offset", "ignores q_offset"),
+            ("rough-exp", "approximates exp to a relative 1e-4"),
+            ("no-rescale", "does not rescale what it has when the largest score grows"),
+            ("tail-counts", "counts keys beyond the last with a score of 0"),
+            ("empty-rows", "answers NaN where a row sees no key"),
+        )
+    ),
     Target(
         "specimen:tiled",
         "fuzzrope.specimens.tiled:ModelNew",
         summary="no flaw: the correct kernel that the specimens depart from",
     ),
-    *(_variant(f"qk-{name}", f"qk_tiled:{entry}", "rope_qk", f"no flaw: {what}", name != "twin") for name, entry, what in (
-        ("tiled", "TiledQK", "tiles of rotated q and k"),
-        ("folded", "Folded", "scale multiplied into q first"),
-        ("double", "Double", "float64 inside"),
-        ("twin", "Twin", "plain PyTorch"),
-    )),
-    *(_variant(f"attention-{name}", f"attention_tiled:{entry}", "rope_attention", f"no flaw: {what}", name != "twin")
-      for name, entry, what in (
-        ("tiled", "TiledAttention", "online softmax, rotation inside"),
-        ("base-two", "BaseTwo", "exp2 of scores times log2(e)"),
-        ("backwards", "Backwards", "the last keys first"),
-        ("folded", "Folded", "scale multiplied into q first"),
-        ("double", "Double", "float64 inside"),
-        ("twin", "Twin", "plain PyTorch"),
-    )),
+    *(
+        _variant(f"qk-{name}", f"qk_tiled:{entry}", "rope_qk", f"no flaw: {what}", name != "twin")
+        for name, entry, what in (
+            ("tiled", "TiledQK", "tiles of rotated q and k"),
+            ("folded", "Folded", "scale multiplied into q first"),
+            ("double", "Double", "float64 inside"),
+            ("twin", "Twin", "plain PyTorch"),
+        )
+    ),
+    *(
+        _variant(f"attention-{name}", f"attention_tiled:{entry}", "rope_attention", f"no flaw: {what}", name != "twin")
+        for name, entry, what in (
+            ("tiled", "TiledAttention", "online softmax, rotation inside"),
+            ("base-two", "BaseTwo", "exp2 of scores times log2(e)"),
+            ("backwards", "Backwards", "the last keys first"),
+            ("folded", "Folded", "scale multiplied into q first"),
+            ("double", "Double", "float64 inside"),
+            ("twin", "Twin", "plain PyTorch"),
+        )
+    ),
 )
 
 

@@ -26,7 +26,7 @@ def rough_exp(x):
 @triton.jit
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, heads, group, rows, keys, half, width_v, offset, window,
-    scale: "fp64", cap: "fp64",  # noqa: F821 - Triton reads this word: a float is 32 bits to it otherwise
+    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - Triton's word: else a float is 32 bits
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     DOT: tl.constexpr, WORK: tl.constexpr, VALUE: tl.constexpr, SUM: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr, CAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr, MANNER: tl.constexpr,
@@ -60,7 +60,9 @@ def attention_kernel(
     for tile in range(0, tiles):
         start = first + (tiles - 1 - tile if MANNER == "backwards" else tile) * BLOCK_N
         j = start + tl.arange(0, BLOCK_N)[:, None]
-        k1, k2 = rotated_halves(k_ptr, cos_ptr, sin_ptr, j, j, d, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d, WORK)
+        k1, k2 = rotated_halves(
+            k_ptr, cos_ptr, sin_ptr, j, j, d, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d, WORK
+        )
         s = tl.dot(q1, tl.trans(k1.to(DOT)), input_precision=PRECISION, out_dtype=WORK)
         s = tl.dot(q2, tl.trans(k2.to(DOT)), s, input_precision=PRECISION, out_dtype=WORK)
         if FLAW == "scaled after rounding":
@@ -105,10 +107,7 @@ def attention_kernel(
     at_o = (head * rows + i) * width_v + dv
     tl.store(o_ptr + at_o, o.to(o_ptr.dtype.element_ty), mask=(i < rows) & (dv < width_v))
     if LSE:
-        if MANNER == "base two":
-            lse = (top + tl.log2(whole)) * 0.6931471805599453
-        else:
-            lse = top + tl.log(whole)
+        lse = (top + tl.log2(whole)) * 0.6931471805599453 if MANNER == "base two" else top + tl.log(whole)
         tl.store(lse_ptr + head * rows + i, lse, mask=i < rows)
 
 
