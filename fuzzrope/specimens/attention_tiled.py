@@ -17,7 +17,7 @@ from fuzzrope.specimens.qk_tiled import TYPES, checked, precision_of, rotated_ha
 @triton.jit
 def rough_exp(x):
     """e^x to a relative error of 1e-4, by a cubic."""
-    y = tl.maximum(x * 1.4426950408889634, -1000.0)
+    y = tl.where(x < -700.0, -1000.0, x * 1.4426950408889634)  # NaN stays NaN
     whole = tl.floor(y)
     f = y - whole
     return tl.where(x < -700.0, 0.0, tl.exp2(whole) * (1.0 + f * (0.695976 + f * (0.224940 + f * 0.079042))))
