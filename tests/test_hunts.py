@@ -33,7 +33,7 @@ HUNTED = {
     "specimen:by-address": ({"mismatch", "nonfinite"} | UNSTEADY, DTYPES),
     "specimen:next-row": ({"nonfinite", "mismatch"}, DTYPES),
 }
-VARIANTS = [t.name for t in REGISTERED if t.name.startswith("variant:")]
+VARIANTS = [t.name for t in REGISTERED if t.name.startswith("variant:") and t.operation == "rope"]
 
 
 class Found(BaseException):

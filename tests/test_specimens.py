@@ -23,6 +23,7 @@ CORRECT = ("specimen:tiled", "specimen:differentiable")
 SPECIMENS = [t.name for t in REGISTERED if t.name.startswith("specimen:") and t.name not in CORRECT]
 #: Those of arithmetic and state are looked for in each dtype: test_hunts.
 FLAWED = [name for name in SPECIMENS if name not in HUNTED]
+FUSED = [t.name for t in REGISTERED if t.name.startswith("variant:") and t.operation != "rope"]
 GRADIENTS = [name for name in FLAWED if find(name).gradients]
 
 #: What a fair judge has to say about each specimen, at the least.
@@ -42,6 +43,18 @@ FAIR = {
     "specimen:narrow-index": {"overflow", "out_of_bounds"},
     **{name: {"gradient"} for name in GRADIENTS},
     "specimen:gradient-strides": {"gradient", "out_of_bounds"},
+    "specimen:qk-low-accumulator": {"mismatch"},
+    "specimen:qk-tf32": {"mismatch"},
+    "specimen:qk-late-scale": {"nonfinite"},
+    "specimen:qk-no-offset": {"mismatch", "nonfinite"},
+    "specimen:attention-low-accumulator": {"mismatch"},
+    "specimen:attention-tf32": {"mismatch"},
+    "specimen:attention-late-scale": {"nonfinite"},
+    "specimen:attention-no-offset": {"mismatch"},
+    "specimen:attention-rough-exp": {"mismatch"},
+    "specimen:attention-no-rescale": {"mismatch"},
+    "specimen:attention-tail-counts": {"mismatch"},
+    "specimen:attention-empty-rows": {"nonfinite"},
 }
 
 
@@ -77,7 +90,7 @@ def test_every_saved_case_shows_exactly_what_it_should(folder):
 
 
 @pytest.mark.parametrize("name", ["kernels.ModelNew", *CORRECT])
-def test_a_correct_kernel_passes(name):
+def test_a_correct_rope_passes(name):
     events: list[Event] = []
     finished = run_campaign(find(name), Settings(seed=11, max_examples=350, max_time=300.0), None, events.append)
     found = [event.finding for event in events if isinstance(event, Minimized)]
@@ -85,7 +98,19 @@ def test_a_correct_kernel_passes(name):
     assert finished.executed == 350
 
 
-@pytest.mark.parametrize("name", ["specimen:narrow-index", "specimen:falls-back", "specimen:size-one-stride"])
+@pytest.mark.parametrize(
+    "name", [t.name for t in REGISTERED if t.name.startswith("variant:") and t.operation != "rope"]
+)
+def test_a_correct_fused_kernel_passes(name):
+    events: list[Event] = []
+    finished = run_campaign(find(name), Settings(seed=11, max_examples=60, max_time=300.0), None, events.append)
+    assert [event.finding for event in events if isinstance(event, Minimized)] == []
+    assert finished.executed == 60
+
+
+@pytest.mark.parametrize(
+    "name", ["specimen:narrow-index", "specimen:falls-back", "specimen:size-one-stride", "specimen:qk-no-offset"]
+)
 def test_a_campaign_finds_a_specimen_afresh(name):
     events: list[Event] = []
     run_campaign(find(name), Settings(seed=12, max_findings=1, max_time=60.0), None, events.append)

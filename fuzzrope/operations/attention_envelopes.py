@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fuzzrope.numbers import Exact, clipped, format_of
+from fuzzrope.numbers import Exact, Format, clipped, format_of
 from fuzzrope.operations import fused, softmax
 from fuzzrope.operations.base import Envelope, Options, Tensors
 from fuzzrope.operations.operands import rounding
@@ -52,11 +52,11 @@ class _Parts:
     def envelope(self, wide: bool) -> Envelope:
         """All heads, flat."""
         high, low, exponent = (part.reshape(-1) for part in (self.high, self.low, self.exponent))
-        flags = [part.reshape(-1) for part in (self.finite, self.nan, self.positive, self.negative)]
-        tame = bool(flags[0].all()) and not any(flag.any() for flag in flags[1:])
+        finite, nan, up, down = (part.reshape(-1) for part in (self.finite, self.nan, self.positive, self.negative))
+        tame = bool(finite.all()) and not (nan | up | down).any()
         exact = Exact(high, low, exponent) if wide else Exact.of(high)
         never = np.broadcast_to(np.int64(0), high.shape)
-        return Envelope(exact, self.bound.reshape(-1), *flags, zero_sign=never, tame=tame)
+        return Envelope(exact, self.bound.reshape(-1), finite, nan, up, down, never, tame)
 
 
 def envelopes(tensors: Tensors, options: Options) -> dict[str, Envelope]:
@@ -137,7 +137,7 @@ class _Row:
 
     def __init__(self, kinds: _Kinds, seen: Array) -> None:
         self.seen, self.dropped = seen, seen & kinds.negative
-        self.none = ~seen.any(axis=1, keepdims=True)
+        self.none = ~np.asarray(seen.any(axis=1, keepdims=True))
         self.doubtful = (seen & kinds.doubtful).any(axis=1, keepdims=True)
         self.nan = (seen & kinds.nan).any(axis=1, keepdims=True)
         self.positive = (seen & kinds.positive).any(axis=1, keepdims=True)
@@ -146,8 +146,8 @@ class _Row:
         self.lost = ~self.none & ~self.kept.any(axis=1, keepdims=True)
 
 
-def _put_lse(parts: _Parts, head: int, found: softmax.Rows, form: object, row: _Row) -> None:
-    exact, bound = softmax.logsumexp(found, form)  # type: ignore[arg-type] # a Format
+def _put_lse(parts: _Parts, head: int, found: softmax.Rows, form: Format, row: _Row) -> None:
+    exact, bound = softmax.logsumexp(found, form)
     none, doubtful, nan, positive, negative, lost = (
         flag[:, 0] for flag in (row.none, row.doubtful, row.nan, row.positive, row.negative, row.lost)
     )
@@ -194,7 +194,7 @@ def _with_odd_values(
     faint = row.kept & ~sure
 
     def met(keys: Array, what: Array) -> Array:
-        return keys.astype(np.float32) @ what.astype(np.float32) > 0
+        return np.asarray(keys.astype(np.float32) @ what.astype(np.float32) > 0)
 
     is_nan, up, down = np.isnan(values), values == np.inf, values == -np.inf
     odd = is_nan | up | down
@@ -204,4 +204,5 @@ def _with_odd_values(
     allowed = nan | forced | up_faint | down_faint | met(row.dropped, odd) | met(~row.seen, odd)
     ups, downs = up_sure | up_faint, down_sure | down_faint
     positive, negative = ups & ~downs & ~forced & ~broken, downs & ~ups & ~forced & ~broken
-    return finite & ~forced & ~ups & ~downs, allowed | (ups & downs), positive, negative
+    finite = finite & ~forced & ~ups & ~downs
+    return finite, allowed | (ups & downs), positive, negative

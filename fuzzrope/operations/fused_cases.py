@@ -10,7 +10,6 @@ from fuzzrope.case import FLOATS, Case, TensorSpec, Values
 from fuzzrope.draw import Draw
 from fuzzrope.geometry import arrange, dense, layouts, least_sizes
 from fuzzrope.operations.fused_strata import (
-    DRAWN_VALUES,
     GROUPS,
     MASKS,
     MAX_EDGE,
@@ -22,11 +21,10 @@ from fuzzrope.operations.fused_strata import (
     VALUE_WIDTHS,
     WIDTHS,
     WINDOWS,
-    edges,
     invalid_kind,
     names_of,
-    usable,
 )
+from fuzzrope.operations.rope_strata import DRAWN_VALUES, edges, usable
 
 MAX_WORK = 2**19  # multiplications of a case
 MAX_WIDE_WORK = 2**16  # where the oracle needs pairs of float64
@@ -129,7 +127,11 @@ def _draw_sizes(plan: _Plan, blocks: tuple[int, ...], wide: bool) -> dict[str, i
 def _least(pins: Mapping[str, Any]) -> dict[str, int]:
     """Sizes that the pinned choices need in order to show."""
     least = dict.fromkeys(("B", "Hk", "Sq", "Sk", "D", "Dv"), 0) | {"Hk": 1, "D": 2}
-    keys = {"q": ("B", "Hk", "Sq", "D"), "k": ("B", "Hk", "Sk", "D"), "v": ("B", "Hk", "Sk", "Dv")}
+    keys: dict[str, tuple[str, ...]] = {
+        "q": ("B", "Hk", "Sq", "D"),
+        "k": ("B", "Hk", "Sk", "D"),
+        "v": ("B", "Hk", "Sk", "Dv"),
+    }
     keys |= {"cos": ("Sq", "D"), "sin": ("Sq", "D")}
     for name, dims in keys.items():
         shown = {f"layout.{name}", f"offset.{name}", f"values.{name}"} & set(pins)
@@ -249,11 +251,9 @@ def _spoil(draw: Draw, case: Case, what: str) -> Case:
         wider = {n: replace(case[n], shape=(q.shape[0] + 1, *case[n].shape[1:])) for n, _ in case.tensors if n in "kv"}
         return case.with_tensors(wider)
     if what == "heads no multiple":
-        many = {
-            n: replace(case[n], shape=(q.shape[0], q.shape[1] + 1, *case[n].shape[2:]))
-            for n, _ in case.tensors
-            if n in "kv"
-        }
+        heads = q.shape[1] + 1
+        rest = {n: case[n] for n, _ in case.tensors if n in "kv"}
+        many = {n: replace(spec, shape=(q.shape[0], heads, *spec.shape[2:])) for n, spec in rest.items()}
         return case.with_tensors(many)
     if what == "short tables":
         needed = max(options.get("q_offset", 0) + q.shape[2], k.shape[2])

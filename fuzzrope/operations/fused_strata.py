@@ -74,9 +74,8 @@ def strata(operation: str, blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
     found += [_stratum("tables", tables, tables=tables) for tables in TABLES]
     found += [_stratum("scale", scale, scale=scale) for scale in SCALES]
     found += [_stratum("q_offset", offset, q_offset=offset) for offset in OFFSETS]
-    found += [
-        _stratum("precision of float32", p, precision=p, dtypes=("float32",) * len(names)) for p in ("highest", "high")
-    ]
+    single = ("float32",) * len(names)
+    found += [_stratum("precision of float32", p, precision=p, dtypes=single) for p in ("highest", "high")]
     if attention:
         found += [_stratum("size of Dv", n, Dv=n) for n in VALUE_WIDTHS]
         found += [_stratum("window", window, window=window) for window in WINDOWS]
@@ -118,10 +117,8 @@ def _shapes(case: Case, blocks: tuple[int, ...]) -> Iterator[str]:
             yield f"misaligned: {name}"
         if spec.numel:
             yield f"values of {name}: {spec.values.kind}"
-    offset = dict(case.options).get("q_offset", 0)
-    yield from (
-        f"tables: {kind}" for kind in _table_kinds(max(offset + rows, keys), case["cos"], case["sin"], width // 2)
-    )
+    needed = max(dict(case.options).get("q_offset", 0) + rows, keys)
+    yield from (f"tables: {kind}" for kind in _table_kinds(needed, case["cos"], case["sin"], width // 2))
 
 
 def _table_kinds(needed: int, cos: TensorSpec, sin: TensorSpec, half: int) -> Iterator[str]:
@@ -142,7 +139,10 @@ def _options(case: Case) -> Iterator[str]:
     rows, keys = case["q"].shape[2], case["k"].shape[2]
     yield f"scale: {_scale_kind(options.get('scale'))}"
     offset = options.get("q_offset", 0)
-    yield f"q_offset: {'none' if not offset else 'one' if offset == 1 else 'past the keys' if offset >= keys else 'between'}"
+    if offset in (0, 1):
+        yield f"q_offset: {OFFSETS[offset]}"
+    if offset > 1 and offset >= keys:
+        yield "q_offset: past the keys"
     if offset >= 1000:
         yield "q_offset: far"
     if all(spec.dtype == "float32" for _, spec in case.tensors):

@@ -20,6 +20,7 @@ from fuzzrope.case import Case
 from fuzzrope.draw import Draw
 from fuzzrope.operations import attention_envelopes, fused, fused_cases, fused_strata
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
+from fuzzrope.operations.relations import Related
 
 OPTIONS = ("scale", "causal", "q_offset", "window", "softcap", "return_lse", "precision")
 MAX_CAP = 2.0**20
@@ -31,6 +32,7 @@ class RopeAttention:
     name = "rope_attention"
     inputs: tuple[str, ...] = ("q", "k", "v", "cos", "sin")
     views: Mapping[str, str] = {}
+    relations: tuple[str, ...] = ()  # tiles may depend on sizes and strides, and sums on tiles
     contiguous = True
 
     def results(self, options: Options) -> tuple[str, ...]:
@@ -86,6 +88,10 @@ class RopeAttention:
     def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
         """See :mod:`.attention_envelopes`."""
         return attention_envelopes.envelopes(tensors, options)
+
+    def relate(self, case: Case, relation: str) -> Related | None:
+        """None: nothing is promised bit for bit."""
+        return None
 
     def probes(self) -> tuple[Case, ...]:
         """See :mod:`.fused_cases`."""

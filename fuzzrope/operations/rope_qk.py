@@ -20,6 +20,7 @@ from fuzzrope.draw import Draw
 from fuzzrope.numbers import format_of
 from fuzzrope.operations import fused, fused_cases, fused_strata
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
+from fuzzrope.operations.relations import Related
 from fuzzrope.operations.scores import scores
 
 OPTIONS = ("scale", "causal", "q_offset", "out_dtype", "precision")
@@ -31,6 +32,7 @@ class RopeQK:
     name = "rope_qk"
     inputs: tuple[str, ...] = ("q", "k", "cos", "sin")
     views: Mapping[str, str] = {}
+    relations: tuple[str, ...] = ()  # tiles may depend on sizes and strides, and sums on tiles
     contiguous = True
 
     def results(self, options: Options) -> tuple[str, ...]:
@@ -79,6 +81,10 @@ class RopeQK:
             tame=False,
         )
         return {"scores": masked}
+
+    def relate(self, case: Case, relation: str) -> Related | None:
+        """None: nothing is promised bit for bit."""
+        return None
 
     def probes(self) -> tuple[Case, ...]:
         """See :mod:`.fused_cases`."""

@@ -98,16 +98,16 @@ def _settled(
 ) -> Envelope:
     """The rule of :func:`sum_envelope`; where a factor is in doubt anything is allowed."""
     flat = Exact(exact.high.reshape(-1), exact.low.reshape(-1), exact.exponent.reshape(-1), exact.plain)
-    numbers = (array.reshape(-1) for array in (bound, rises, falls))
+    bound, rises, falls = bound.reshape(-1), rises.reshape(-1), falls.reshape(-1)
     if odd is None:
-        return sum_envelope(flat, *numbers, work, ends)
+        return sum_envelope(flat, bound, rises, falls, work, ends)
     nan, up, down = odd.nan.reshape(-1), odd.positive.reshape(-1), odd.negative.reshape(-1)
     if scale < 0:
         up, down = down, up
     doubtful = odd.doubtful.reshape(-1)
     if scale == 0:
         doubtful = doubtful | up | down
-    return anything(sum_envelope(flat, *numbers, work, ends, nan, up, down), doubtful)
+    return anything(sum_envelope(flat, bound, rises, falls, work, ends, nan, up, down), doubtful)
 
 
 def anything(envelope: Envelope, where: Array) -> Envelope:
@@ -115,9 +115,10 @@ def anything(envelope: Envelope, where: Array) -> Envelope:
     if not where.any():
         return envelope
     exact = envelope.exact
+    high, low, exponent = (np.where(where, 0, part) for part in (exact.high, exact.low, exact.exponent))
     return replace(
         envelope,
-        exact=Exact(*(np.where(where, 0, part) for part in (exact.high, exact.low, exact.exponent)), exact.plain),
+        exact=Exact(high, low, exponent, exact.plain),
         bound=np.where(where, np.inf, envelope.bound),
         finite=envelope.finite | where,
         nan=envelope.nan | where,

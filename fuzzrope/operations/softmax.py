@@ -96,10 +96,10 @@ def softmaxed(scores: Scores, form: Format, wide: bool) -> Rows:
     """Weights exp(score - largest), and the bound of their logarithm's error."""
     u = form.roundoff
     kept = scores.kept
-    count = kept.sum(axis=1)
+    count = np.asarray(kept.sum(axis=1))
     masked = np.where(kept, scores.high, -np.inf)
     at = masked.argmax(axis=1)[:, None] if kept.shape[1] else np.zeros((kept.shape[0], 1), dtype=int)
-    some = (count > 0)[:, None]
+    some = np.asarray(count > 0)[:, None]
     if kept.shape[1]:
         top = tuple(np.where(some, np.take_along_axis(part, at, 1), 0.0) for part in (scores.high, scores.low))
     else:
@@ -116,12 +116,12 @@ def softmaxed(scores: Scores, form: Format, wide: bool) -> Rows:
     merges = count[:, None] / LEAST_TILE + 5  # rescalings, and a merge of split keys
     rho = 4 * np.abs(high) + 4 * np.abs(top[0]) + 3 * np.abs(x[0]) + 2 * np.log(count + 1.0)[:, None] + merges * EXP
     rho = np.where(kept, scores.error + rho * u, 0.0)
-    hopeless = (rho > HOPELESS).any(axis=1)
+    hopeless = np.asarray((rho > HOPELESS).any(axis=1))
     bounded = np.minimum(rho, HOPELESS)
     most = (weights[0] * np.exp(bounded)).sum(axis=1)
     least = (weights[0] * np.exp(-bounded)).sum(axis=1)
     rho = np.where(hopeless[:, None], np.inf, rho)
-    return Rows(weights, total, (top[0][:, 0], top[1][:, 0]), rho, least, most, count, wide)  # type: ignore[arg-type] # pairs
+    return Rows(weights, total, (top[0][:, 0], top[1][:, 0]), rho, least, most, count, wide)
 
 
 def logsumexp(rows: Rows, form: Format) -> tuple[Exact, Array]:

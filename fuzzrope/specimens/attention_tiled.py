@@ -17,7 +17,7 @@ from fuzzrope.specimens.qk_tiled import TYPES, checked, precision_of, rotated_ha
 @triton.jit
 def rough_exp(x):
     """e^x to a relative error of 1e-4, by a cubic."""
-    y = tl.maximum(x * 1.4426950408889634, -1000.0)
+    y = tl.where(x < -700.0, -1000.0, x * 1.4426950408889634)  # NaN stays NaN
     whole = tl.floor(y)
     f = y - whole
     return tl.where(x < -700.0, 0.0, tl.exp2(whole) * (1.0 + f * (0.695976 + f * (0.224940 + f * 0.079042))))
@@ -26,7 +26,7 @@ def rough_exp(x):
 @triton.jit
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, heads, group, rows, keys, half, width_v, offset, window,
-    scale: "fp64", cap: "fp64",  # noqa: F821 - Triton reads this word: a float is 32 bits to it otherwise
+    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - Triton's word: else a float is 32 bits
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     DOT: tl.constexpr, WORK: tl.constexpr, VALUE: tl.constexpr, SUM: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr, CAP: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr, MANNER: tl.constexpr,
@@ -107,10 +107,7 @@ def attention_kernel(
     at_o = (head * rows + i) * width_v + dv
     tl.store(o_ptr + at_o, o.to(o_ptr.dtype.element_ty), mask=(i < rows) & (dv < width_v))
     if LSE:
-        if MANNER == "base two":
-            lse = (top + tl.log2(whole)) * 0.6931471805599453
-        else:
-            lse = top + tl.log(whole)
+        lse = (top + tl.log2(whole)) * 0.6931471805599453 if MANNER == "base two" else top + tl.log(whole)
         tl.store(lse_ptr + head * rows + i, lse, mask=i < rows)
 
 

@@ -29,7 +29,7 @@ def rotated_halves(
 
 @triton.jit
 def qk_kernel(
-    q_ptr, k_ptr, cos_ptr, sin_ptr, out_ptr, heads, group, rows, keys, half, offset, scale: "fp64",  # noqa: F821 - Triton reads this word: a float is 32 bits to it otherwise
+    q_ptr, k_ptr, cos_ptr, sin_ptr, out_ptr, heads, group, rows, keys, half, offset, scale: "fp64",  # type: ignore[name-defined] # noqa: F821 - Triton's word: else a float is 32 bits
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
     DOT: tl.constexpr, WORK: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, FOLD: tl.constexpr,
     FLAW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -47,9 +47,8 @@ def rotated(rows, cos, sin, first):
     for i, row in enumerate(rows):
         a, b = decimals(row[:half]), decimals(row[half:])
         c, s = decimals(cos[first + i]), decimals(sin[first + i])
-        found.append(
-            [a[d] * c[d] - b[d] * s[d] for d in range(half)] + [b[d] * c[d] + a[d] * s[d] for d in range(half)]
-        )
+        upper = [a[d] * c[d] - b[d] * s[d] for d in range(half)]
+        found.append(upper + [b[d] * c[d] + a[d] * s[d] for d in range(half)])
     return found
 
 
@@ -76,9 +75,8 @@ def truths(tensors, options):
             weights = [(x - max(s)).exp() for x in s]
             total = sum(weights)
             for d in range(v.shape[3]):
-                outputs.append(
-                    sum(w * values[j][d] for w, j in zip(weights, chosen, strict=True)) / total if s else None
-                )
+                mean = sum(w * values[j][d] for w, j in zip(weights, chosen, strict=True))
+                outputs.append(mean / total if s else None)
             sums.append(max(s) + total.ln() if s else None)
     return {"o": outputs, "lse": sums}
 
@@ -119,7 +117,7 @@ def test_the_reference_lies_inside(mix, options):
 
 def online(tensors, tile, flaw="", backwards=False):
     """Online softmax in float32 over tiles of keys, all of them seen."""
-    scores = ATTENTION_SCORES(tensors)
+    scores = float32_scores(tensors)
     v = tensors["v"].float().expand(1, 2, -1, -1)
     top = torch.full(scores.shape[:3], -math.inf)[..., None]
     total, mean = torch.zeros_like(top), torch.zeros(*scores.shape[:3], v.shape[3])
@@ -137,7 +135,7 @@ def online(tensors, tile, flaw="", backwards=False):
     return {"o": (mean / total).to(tensors["v"].dtype), "lse": (top + total.log())[..., 0]}
 
 
-def ATTENTION_SCORES(tensors):
+def float32_scores(tensors):
     qk = OPERATIONS["rope_qk"]
     rest = {name: tensor for name, tensor in tensors.items() if name != "v"}
     return qk.reference(rest, {"out_dtype": "float32"})["scores"]
