@@ -36,8 +36,11 @@ AGREEING = 6  # new processes that must agree for a difference to be laid to sta
 RELATION = "relation "
 
 
-def sampled(case: Case) -> tuple[str, ...]:
-    """The checks that a campaign gives to this case; ``relation N`` is the first from the N-th that applies."""
+def sampled(case: Case, exact: bool = False) -> tuple[str, ...]:
+    """The checks that a campaign gives to this case.
+
+    What is ``exact``, bit for bit as eager, has no relation left to break.
+    """
     number = int(case.id, 16)
     chosen = []
     for check, every in EVERY.items():
@@ -45,7 +48,7 @@ def sampled(case: Case) -> tuple[str, ...]:
         chosen += [check] if rest == 0 else []
     number, rest = divmod(number, EVERY_RELATION)
     relations = OPERATIONS[case.operation].relations
-    if rest == 0 and relations:
+    if rest == 0 and relations and not exact:
         # The first two twice as often: an operation names first what is hardest to show.
         chosen.append(f"{RELATION}{number % (len(relations) + 2) % len(relations)}")
     return tuple(chosen)

@@ -15,6 +15,7 @@ from fuzzrope.operations.fused_strata import (
     MAX_EDGE,
     OFFSETS,
     QK,
+    ROTATIONS,
     SCALES,
     SOFTCAPS,
     TABLES,
@@ -47,6 +48,10 @@ def _plain(operation: str, batch: int, heads: int, heads_k: int, rows: int, keys
     return Case(operation, tuple(specs))
 
 
+#: Tables that rotate nothing, exactly.
+UNTURNED = {"cos": Values("constant", 0, (1.0,)), "sin": Values("constant", 0, (0.0,))}
+
+
 @dataclass
 class _Plan:
     """The choices of one drawn case."""
@@ -66,7 +71,8 @@ def draw_case(operation: str, draw: Draw, pins: Mapping[str, Any], blocks: tuple
     names = names_of(operation)
     dtypes = dict(zip(names, _draw_dtypes(plan), strict=True))
     sizes = _draw_sizes(plan, usable(blocks), "float64" in dtypes.values())
-    options = _draw_options(plan, sizes)
+    turned = _is_turned(plan)
+    options = _draw_options(plan, sizes, turned)
     shapes = _draw_shapes(plan, sizes, options.get("q_offset", 0))
     specs: dict[str, TensorSpec] = {}
     for name in names:
@@ -75,9 +81,16 @@ def draw_case(operation: str, draw: Draw, pins: Mapping[str, Any], blocks: tuple
             layout = "contiguous"
         offset = plan.choose(f"offset.{name}", (0, 1, 2, 3, 8))
         strides = arrange(draw, shapes[name], layout)
-        specs[name] = TensorSpec(dtypes[name], shapes[name], strides, offset, name, _draw_values(plan, name))
+        values = _draw_values(plan, name) if turned or name not in UNTURNED else UNTURNED[name]
+        specs[name] = TensorSpec(dtypes[name], shapes[name], strides, offset, name, values)
     case = Case(operation, tuple(specs.items()), tuple(sorted(options.items())))
     return _spoil(draw, case, pins["invalid"]) if "invalid" in pins else case
+
+
+def _is_turned(plan: _Plan) -> bool:
+    """Whether tables are drawn; if not, they leave q and k as they are, so that only what follows rounds."""
+    free = not {"values.cos", "values.sin"} & set(plan.pins)
+    return not free or plan.choose("rotation", ROTATIONS) == ROTATIONS[0]
 
 
 def _draw_dtypes(plan: _Plan) -> tuple[str, ...]:
@@ -139,16 +152,16 @@ def _least(pins: Mapping[str, Any]) -> dict[str, int]:
         for dim, size in zip(dims, needed, strict=True):
             if shown:
                 least[dim] = max(least[dim], size * (2 if name in ("cos", "sin") and dim == "D" else 1))
-    if {"tables", "mask", "invalid", "window", "q_offset", "group", "scale", "softcap"} & set(pins):
+    if {"tables", "mask", "invalid", "window", "q_offset", "group", "scale", "softcap", "rotation"} & set(pins):
         least = {dim: max(size, low) for (dim, size), low in zip(least.items(), (1, 1, 3, 3, 4, 1), strict=True)}
     return least
 
 
-def _draw_options(plan: _Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
+def _draw_options(plan: _Plan, sizes: Mapping[str, int], turned: bool) -> dict[str, Any]:
     """Options that differ from their defaults, and a mask that shows what is pinned."""
     draw, keys, rows = plan.draw, sizes["Sk"], sizes["Sq"]
     options: dict[str, Any] = {}
-    scale = plan.choose("scale", SCALES)
+    scale = plan.choose("scale", SCALES if turned else ("one", *SCALES))
     scales = {"one": (1.0,), "power of two": (0.5, 0.125, 2.0), "other": (0.3, 0.0721, 1.7)}
     scales |= {"negative": (-0.25, -0.3), "large": (5.0, 30.0)}
     if scale != "default":

@@ -24,6 +24,7 @@ WIDTHS = (2, 4, 16, 18, 30, 32, 34, 64, 66, 100, 128, 130, 256)
 VALUE_WIDTHS = (0, 1, 2, 16, 17, 33, 64, 130)
 GROUPS = (1, 2, 3, 5)
 TABLES = ("exact", "longer", "one row", "one column", "cos and sin differ")
+ROTATIONS = ("drawn", "none")
 SCALES = ("default", "one", "power of two", "other", "negative", "large")
 OFFSETS = ("none", "one", "past the keys", "far")
 WINDOWS = ("none", "one", "some", "all")
@@ -72,6 +73,7 @@ def strata(operation: str, blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
         found += [_stratum("misaligned", name, **{f"offset.{name}": 1})]
         found += [_stratum(f"values of {name}", v, **{f"values.{name}": v}) for v in DRAWN_VALUES]
     found += [_stratum("tables", tables, tables=tables) for tables in TABLES]
+    found += [_stratum("rotation", ROTATIONS[1], rotation=ROTATIONS[1])]
     found += [_stratum("scale", scale, scale=scale) for scale in SCALES]
     found += [_stratum("q_offset", offset, q_offset=offset) for offset in OFFSETS]
     single = ("float32",) * len(names)
@@ -117,6 +119,9 @@ def _shapes(case: Case, blocks: tuple[int, ...]) -> Iterator[str]:
             yield f"misaligned: {name}"
         if spec.numel:
             yield f"values of {name}: {spec.values.kind}"
+    ones, zeros = (case[name].values for name in ("cos", "sin"))
+    if (ones.kind, ones.data, zeros.kind) == ("constant", (1.0,), "constant") and zeros.data == (0.0,):
+        yield f"rotation: {ROTATIONS[1]}"
     needed = max(dict(case.options).get("q_offset", 0) + rows, keys)
     yield from (f"tables: {kind}" for kind in _table_kinds(needed, case["cos"], case["sin"], width // 2))
 

@@ -93,7 +93,7 @@ def factors(
 
     exact = envelope.exact
     high, low, exponent = exact.high, exact.low, exact.exponent
-    error = envelope.bound
+    error = np.where(_unturned(exact, cos, sin, form, (*x.shape[:3], 2, width // 2)), 0.0, envelope.bound)
     size = np.abs(high) + error
     with np.errstate(all="ignore"):
         more = loss.relative + (form.roundoff if fold and not whole else 0.0)
@@ -117,6 +117,16 @@ def factors(
     flags = (nan & ~doubtful, up & ~doubtful, down & ~doubtful, nil, faint, doubtful)
     numbers = Exact(shaped(np.where(finite, high, 0.0)), shaped(low * finite), shaped(exponent), exact.plain)
     return Factors(numbers, shaped(np.where(finite, error, 0.0)), *(shaped(flag) for flag in flags))
+
+
+def _unturned(exact: Exact, cos: torch.Tensor, sin: torch.Tensor, form: Format, shape: tuple[int, ...]) -> Array:
+    """Which factors (n,) are x times a power of two: sin is zero there, and nothing is left to be rounded."""
+    powers, zeros = (t.to(torch.float64).numpy()[:, None, :] for t in (cos, sin))
+    kept = np.broadcast_to((np.abs(np.frexp(powers)[0]) == 0.5) & (zeros == 0), shape).reshape(-1)
+    if not kept.any():
+        return kept
+    normal = np.frexp(exact.high)[1] + exact.exponent > form.min_exponent
+    return kept & (normal | (exact.high == 0))
 
 
 def _edge(form: Format, exact: Exact) -> Array:

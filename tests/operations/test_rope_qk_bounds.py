@@ -196,3 +196,19 @@ def test_a_partial_sum_beyond_float32_may_be_infinite_and_the_sum_may_not():
     small = {**tensors, "k": k / 4}
     envelope = QK.envelopes(small, {"scale": 1.0})["scores"]
     assert envelope.tame
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_rotation_by_nothing_leaves_nothing_to_round_and_a_cut_factor_shows(name):
+    dtype = getattr(torch, name)
+    tensors = made((name,) * 4, width=8)
+    turned = QK.envelopes(tensors, {"scale": 1.0, "out_dtype": "float64"})["scores"]
+    tensors |= {"cos": torch.full_like(tensors["cos"], 1.0), "sin": torch.zeros_like(tensors["sin"])}
+    options = {"scale": 1.0, "out_dtype": "float64"}
+    scores = QK.envelopes(tensors, options)["scores"]
+    assert np.median(scores.bound) < np.median(turned.bound) / 20
+    q, k = (tensors[x].double() for x in "qk")
+    right = q @ k.transpose(2, 3)
+    assert not held(right, tensors, options).findings
+    cut = (q * (1 - 4 * torch.finfo(dtype).eps)) @ k.transpose(2, 3)
+    assert held(cut, tensors, options).findings
