@@ -74,3 +74,11 @@ def test_what_an_extra_run_finds_is_saved_minimized_and_replayed(name, tmp_path)
     items = [(path, load(path)) for path in files([tmp_path])]
     assert items
     assert all(result.as_expected for result in replay(items, settings))
+
+
+def test_relations_are_sampled_only_where_they_bind():
+    cases = [rope_case(q=spec("q", (1, 2, 3, 4), values=Values("normal", seed))) for seed in range(400)]
+    with_relations = [check for case in cases for check in sampled(case) if check.startswith("relation")]
+    without = [check for case in cases for check in sampled(case, related=False) if check.startswith("relation")]
+    assert len(with_relations) > 50
+    assert not without
