@@ -29,7 +29,7 @@ from fuzzrope.targets import Target
 AGAIN, SAME_MEMORY, ALONE = "again", "same memory", "alone"
 RUNS = (AGAIN, SAME_MEMORY, ALONE)
 #: One case in so many is given each extra run, and one relation.
-EVERY = {AGAIN: 12, SAME_MEMORY: 20, ALONE: 300}
+EVERY = {AGAIN: 16, SAME_MEMORY: 30, ALONE: 1500}
 EVERY_RELATION = 4
 TIMES = 8  # how often a case is run again where it is known to differ
 AGREEING = 6  # new processes that must agree for a difference to be laid to state, not chance

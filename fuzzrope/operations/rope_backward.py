@@ -18,7 +18,7 @@ from fuzzrope.geometry import arrange, dense, traits
 from fuzzrope.operations.base import Stratum
 from fuzzrope.operations.rope_strata import DRAWN_VALUES, NAMES, invalid_kind
 
-ONE_IN = 24  # free cases, of a target that promises gradients, that are differentiated: each costs twice a plain one
+ONE_IN = 32  # free cases, of a target that promises gradients, that are differentiated: each costs twice a plain one
 SUBSETS = tuple(tuple(some) for size in (4, 1, 2, 3) for some in combinations(NAMES, size))
 REQUIRES = {**{name: (name,) for name in NAMES}, "all": NAMES, "tables": ("cos", "sin")}
 #: Layouts of a cotangent; "one number" is what ``sum().backward()`` hands back.
