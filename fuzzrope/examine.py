@@ -117,6 +117,7 @@ class _Extra:
 
     def __init__(self, case: Case, outcome: Outcome, runner: Runner, target: Target) -> None:
         self.case, self.outcome, self.runner, self.target = case, outcome, runner, target
+        self._moved = False  # whether another case has run in this child since, and taken the memory
 
     def check(self, check: str, times: int) -> list[Finding]:
         """What this check finds."""
@@ -153,7 +154,8 @@ class _Extra:
 
     def _same_memory(self) -> list[Finding]:
         changed = other_values(self.case)
-        self.runner.run(self.case)  # what ran since may have taken the memory
+        if self._moved:
+            self.runner.run(self.case)
         reused = judge(changed, self.runner.run(changed, same_memory=True), self.target)
         if not reused.findings:
             return []
@@ -176,6 +178,7 @@ class _Extra:
                 break
         else:
             return []
+        self._moved = True
         other = self.runner.run(related.case)
         found = as_found(name, operation.results(dict(self.case.options)), self.outcome, other, related)
         # What does not repeat itself keeps no relation either.
