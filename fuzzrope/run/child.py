@@ -134,7 +134,7 @@ class _Runner:
         try:
             found = differentiate(result, names, built, case.backward)
             self.derived = None if found is None else (*found, None)
-        except Exception as error:
+        except Exception as error:  # a target's backward may raise anything; it is evidence, as in forward
             raised = _raised(error)
             if raised["status"] != "raised":
                 raise
