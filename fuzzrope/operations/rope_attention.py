@@ -11,29 +11,22 @@ product of tiles multiplies it by zero, so NaN is allowed there too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from fuzzrope.case import Case
-from fuzzrope.draw import Draw
-from fuzzrope.operations import attention_envelopes, fused, fused_cases, fused_strata
-from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
-from fuzzrope.operations.relations import Related
+from fuzzrope.operations import attention_envelopes, fused
+from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Tensors
+from fuzzrope.operations.fused_operation import FusedOperation
 
 OPTIONS = ("scale", "causal", "q_offset", "window", "softcap", "return_lse", "precision")
 MAX_CAP = 2.0**20
 
 
-class RopeAttention:
+class RopeAttention(FusedOperation):
     """Softmax attention with rotated queries and keys."""
 
     name = "rope_attention"
     inputs: tuple[str, ...] = ("q", "k", "v", "cos", "sin")
-    views: Mapping[str, str] = {}
-    relations: tuple[str, ...] = ()  # tiles may depend on sizes and strides, and sums on tiles
-    contiguous = True
 
     def results(self, options: Options) -> tuple[str, ...]:
         """o, and lse where it is asked for."""
@@ -88,27 +81,3 @@ class RopeAttention:
     def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
         """See :mod:`.attention_envelopes`."""
         return attention_envelopes.envelopes(tensors, options)
-
-    def relate(self, case: Case, relation: str) -> Related | None:
-        """None: nothing is promised bit for bit."""
-        return None
-
-    def probes(self) -> tuple[Case, ...]:
-        """See :mod:`.fused_cases`."""
-        return fused_cases.probes(self.name)
-
-    def strata(self, blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
-        """See :mod:`.fused_strata`."""
-        return fused_strata.strata(self.name, blocks)
-
-    def classify(self, case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
-        """See :mod:`.fused_strata`."""
-        return fused_strata.classify(case, blocks)
-
-    def draw(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
-        """See :mod:`.fused_cases`."""
-        return fused_cases.draw_case(self.name, draw, pins, blocks)
-
-    def simpler(self, case: Case) -> list[Case]:
-        """See :mod:`.fused_cases`."""
-        return fused_cases.simpler(case)

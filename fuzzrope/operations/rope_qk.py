@@ -7,33 +7,27 @@ hides is -inf. Its dtype is ``out_dtype``, or the promoted one of the four input
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from fuzzrope.build import DTYPES
 from fuzzrope.case import FLOATS, Case
-from fuzzrope.draw import Draw
 from fuzzrope.numbers import format_of
-from fuzzrope.operations import fused, fused_cases, fused_strata
-from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
-from fuzzrope.operations.relations import Related
+from fuzzrope.operations import fused
+from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Tensors
+from fuzzrope.operations.fused_operation import FusedOperation
 from fuzzrope.operations.scores import scores
 
 OPTIONS = ("scale", "causal", "q_offset", "out_dtype", "precision")
 
 
-class RopeQK:
+class RopeQK(FusedOperation):
     """Scores of rotated queries against rotated keys."""
 
     name = "rope_qk"
     inputs: tuple[str, ...] = ("q", "k", "cos", "sin")
-    views: Mapping[str, str] = {}
-    relations: tuple[str, ...] = ()  # tiles may depend on sizes and strides, and sums on tiles
-    contiguous = True
 
     def results(self, options: Options) -> tuple[str, ...]:
         """The scores."""
@@ -81,27 +75,3 @@ class RopeQK:
             tame=False,
         )
         return {"scores": masked}
-
-    def relate(self, case: Case, relation: str) -> Related | None:
-        """None: nothing is promised bit for bit."""
-        return None
-
-    def probes(self) -> tuple[Case, ...]:
-        """See :mod:`.fused_cases`."""
-        return fused_cases.probes(self.name)
-
-    def strata(self, blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
-        """See :mod:`.fused_strata`."""
-        return fused_strata.strata(self.name, blocks)
-
-    def classify(self, case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
-        """See :mod:`.fused_strata`."""
-        return fused_strata.classify(case, blocks)
-
-    def draw(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
-        """See :mod:`.fused_cases`."""
-        return fused_cases.draw_case(self.name, draw, pins, blocks)
-
-    def simpler(self, case: Case) -> list[Case]:
-        """See :mod:`.fused_cases`."""
-        return fused_cases.simpler(case)

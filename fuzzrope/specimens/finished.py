@@ -26,6 +26,17 @@ def wide(x1, x2, cos, sin, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def contracted(x1, x2, cos, sin, DTYPE: tl.constexpr):
+    """Products rounded to the result's dtype where that is narrow, else one product kept exact."""
+    x1, x2, cos, sin = x1.to(DTYPE), x2.to(DTYPE), cos.to(DTYPE), sin.to(DTYPE)
+    if (DTYPE == tl.float64) | (DTYPE == tl.float32):
+        y1, y2 = tl.fma(x1, cos, x2 * sin * -1.0), tl.fma(x2, cos, x1 * sin)
+    else:
+        y1, y2 = x1 * cos - x2 * sin, x2 * cos + x1 * sin
+    return y1, y2
+
+
+@triton.jit
 def rotate_tile(
     x1_ptr, x2_ptr, cos_ptr, sin_ptr, out1_ptr, out2_ptr, rows, heads, seq, width,
     x1_b, x1_h, x1_s, x1_d, x2_b, x2_h, x2_s, x2_d, cos_s, cos_d, sin_s, sin_d,
