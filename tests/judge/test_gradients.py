@@ -154,9 +154,15 @@ def test_gradients_that_do_not_come_back_are_no_pass():
 @pytest.mark.parametrize("changes", [{"dtype": "float64"}, {"shape": (1, 2, 3, 2)}])
 def test_cotangents_that_are_not_of_the_outputs_say_nothing_about_the_target(changes):
     case = CASE.with_tensor("grad_q", **changes)
-    verdict = judge(case, right(CASE), TARGET)
+    memories = tuple((name, memory.bytes()) for name, memory in build(case).memories.items())
+    outcome = replace(right(CASE), after=memories)
+    verdict = judge(case, outcome, TARGET)
     assert verdict.skipped.startswith("the cotangent of q")
     assert not verdict.findings
+    access = Access("load", "back", "tl.load(g)", "past the end", 3)
+    verdict = judge(case, replace(outcome, accesses=(access,)), TARGET)
+    assert not verdict.skipped
+    assert verdict.buckets == {"out_of_bounds:load:back"}
 
 
 def test_gradients_are_counted_apart_from_outputs():
