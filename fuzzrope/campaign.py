@@ -211,8 +211,8 @@ class _Campaign:
     def _sample(self, case: Case) -> Verdict:
         """Run and judge a case, with the extra runs that are its share."""
         seconds = AFTER_A_HANG if self._hangs else None
-        related = self.settings.device == "cpu" and not self.target.exact
-        verdict = examine(case, self.runner, self.target, self.settings, sampled(case, related), seconds)
+        checks = sampled(case, self.target.exact, self.settings.device)
+        verdict = examine(case, self.runner, self.target, self.settings, checks, seconds)
         self._hangs |= verdict.hung
         return verdict
 

@@ -139,6 +139,7 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
             handler(event)
 
     gc.freeze()  # all that is imported stays: collections of garbage need not go through it
+    gc.set_threshold(10_000)  # most of what a case makes is gone before a collection would find it in use
     for target in chosen:
         if run_parallel(target, settings, options["corpus"], emit, options["jobs"]).interrupted:
             break

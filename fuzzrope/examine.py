@@ -36,20 +36,21 @@ AGREEING = 6  # new processes that must agree for a difference to be laid to sta
 RELATION = "relation "
 
 
-def sampled(case: Case, related: bool = True) -> tuple[str, ...]:
+def sampled(case: Case, exact: bool = False, device: str = "cpu") -> tuple[str, ...]:
     """The checks that a campaign gives to this case.
 
-    ``related``: relations are among them. A target that is bit for bit as eager has none left to break, and on a
-    GPU they do not bind to the bit: compilers contract products and sums in one variant of a kernel and not in another.
+    ``exact``: the target promises the bits of eager, so a run that differs from another is a mismatch already, and no
+    relation is left to break. On a GPU relations do not bind to the bit: compilers contract products and sums in one
+    variant of a kernel and not in another.
     """
     number = int(case.id, 16)
     chosen = []
     for check, every in EVERY.items():
         number, rest = divmod(number, every)
-        chosen += [check] if rest == 0 else []
+        chosen += [check] if rest == 0 and (not exact or check == SAME_MEMORY) else []
     number, rest = divmod(number, EVERY_RELATION)
     relations = OPERATIONS[case.operation].relations
-    if rest == 0 and relations and related:
+    if rest == 0 and relations and not exact and device == "cpu":
         # The first two twice as often: an operation names first what is hardest to show.
         chosen.append(f"{RELATION}{number % (len(relations) + 2) % len(relations)}")
     return tuple(chosen)

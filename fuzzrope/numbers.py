@@ -130,9 +130,9 @@ class Exact:
         """|number - self| in units of 2^exponent."""
         return np.abs(self.error(numbers))
 
-    def first(self, count: int) -> Exact:
-        """The first ``count`` numbers of flat arrays."""
-        return Exact(self.high[:count], self.low[:count], self.exponent[:count], self.plain)
+    def part(self, at: slice) -> Exact:
+        """Some of the numbers of flat arrays."""
+        return Exact(self.high[at], self.low[at], self.exponent[at], self.plain)
 
     def at(self, exponent: Array) -> tuple[Array, Array]:
         """high and low scaled to another exponent; what is too small to matter there becomes 0."""

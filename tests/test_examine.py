@@ -79,6 +79,11 @@ def test_what_an_extra_run_finds_is_saved_minimized_and_replayed(name, tmp_path)
 def test_relations_are_sampled_only_where_they_bind():
     cases = [rope_case(q=spec("q", (1, 2, 3, 4), values=Values("normal", seed))) for seed in range(400)]
     with_relations = [check for case in cases for check in sampled(case) if check.startswith("relation")]
-    without = [check for case in cases for check in sampled(case, related=False) if check.startswith("relation")]
+    on_gpu = [check for case in cases for check in sampled(case, device="cuda") if check.startswith("relation")]
     assert len(with_relations) > 50
-    assert not without
+    assert not on_gpu
+
+
+def test_a_target_exact_by_promise_needs_only_the_run_in_the_same_memory():
+    cases = [rope_case(q=spec("q", (1, 2, 3, 4), values=Values("normal", seed))) for seed in range(400)]
+    assert {check for case in cases for check in sampled(case, exact=True)} == {SAME_MEMORY}

@@ -14,6 +14,7 @@ import numpy as np
 
 from fuzzrope.findings import Finding, finding
 from fuzzrope.operations import Envelope, Spread
+from fuzzrope.operations.spread import MAX_SAMPLES
 
 FALSE_ALARM = 1e-9  # probability that a correct implementation is accused in one case, all tests together
 TESTS = 12  # two outputs, three tails (both signs of the bias, the RMS), and two halves that share operands
@@ -28,7 +29,7 @@ def judge_spread(output: str, numbers: np.ndarray, envelope: Envelope) -> list[F
     """Findings for the numbers (flat) of an output whose elements are all inside their bounds."""
     if envelope.spread is None or numbers.size < MIN_SAMPLES:
         return []
-    spread = envelope.spread()
+    spread = envelope.spread(slice(0, MAX_SAMPLES))
     with np.errstate(all="ignore"):
         error = envelope.exact.error(numbers)[: spread.reach.size]
         chosen = np.flatnonzero(spread.regular & (spread.squares > 0) & np.isfinite(error))

@@ -30,7 +30,8 @@ class Envelope:
         finite, nan, positive, negative: whether a finite answer, NaN, +inf, -inf is allowed.
         zero_sign: +1 or -1 where the answer is a zero whose sign is determined, else 0.
         tame: every answer is finite, and none is a zero of determined sign.
-        spread: how correct answers scatter within the bound, if the operation can say; see :mod:`.spread`.
+        spread: how correct answers to some of the elements scatter within the bound, if the operation can say; see
+            :mod:`.spread`.
     """
 
     exact: Exact
@@ -41,7 +42,20 @@ class Envelope:
     negative: np.ndarray
     zero_sign: np.ndarray
     tame: bool = False
-    spread: Callable[[], Spread] | None = None
+    spread: Callable[[slice], Spread] | None = None
+
+    def part(self, start: int, stop: int) -> Envelope:
+        """The answers to some of the elements."""
+        at, whole = slice(start, stop), self.spread
+
+        def spread(within: slice) -> Spread:
+            assert whole is not None
+            return whole(slice(start + within.start, min(start + within.stop, stop)))
+
+        bound, finite, nan = self.bound[at], self.finite[at], self.nan[at]
+        positive, negative, zero_sign = self.positive[at], self.negative[at], self.zero_sign[at]
+        scatter = None if whole is None else spread
+        return Envelope(self.exact.part(at), bound, finite, nan, positive, negative, zero_sign, self.tame, scatter)
 
 
 @dataclass(frozen=True, slots=True)

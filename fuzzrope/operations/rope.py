@@ -6,7 +6,9 @@ broadcast against each half as PyTorch does. How its cases are drawn is in :mod:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -19,7 +21,7 @@ from fuzzrope.numbers import Exact, Format, clipped, difference, format_of, prod
 from fuzzrope.operations import rope_backward, rope_cases, rope_gradients, rope_relations, rope_strata
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
 from fuzzrope.operations.relations import Related
-from fuzzrope.operations.spread import MAX_SAMPLES, Spread, two_products
+from fuzzrope.operations.spread import Spread, two_products
 
 MAX_NARROW = 24  # digits of formats whose products float64 holds exactly
 
@@ -66,7 +68,12 @@ class Rope:
 
     def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
         """Those of q and k; see :meth:`envelope`."""
-        return {output: self.envelope(output, tensors) for output in ("q", "k")}
+        q, k = (self._products(output, tensors) for output in ("q", "k"))
+        if q.formats != k.formats:
+            return {"q": q.envelope(), "k": k.envelope()}
+        # One envelope around both costs little more than one of them: cases are small.
+        both = q.joined(k).envelope()
+        return {"q": both.part(0, q.count), "k": both.part(q.count, q.count + k.count)}
 
     def fitted(self, case: Case) -> Case:
         """See :mod:`.rope_backward`."""
@@ -84,23 +91,28 @@ class Rope:
 
     def envelope(self, output: str, tensors: Tensors) -> Envelope:
         """Bound of x1*c - x2*s and x2*c + x1*s against the exact value; see :func:`_envelope`."""
+        return self._products(output, tensors).envelope()
+
+    def _products(self, output: str, tensors: Tensors) -> _Products:
         x, cos, sin = tensors[output], tensors["cos"], tensors["sin"]
         length, half = tensors["q"].shape[2], tensors["q"].shape[3] // 2
         cos_type, sin_type = torch.promote_types(x.dtype, cos.dtype), torch.promote_types(x.dtype, sin.dtype)
-        formats = [format_of(t) for t in (cos_type, sin_type, torch.promote_types(cos_type, sin_type))]
+        o_type = torch.promote_types(cos_type, sin_type)
+        formats = (format_of(cos_type), format_of(sin_type), format_of(o_type))
         numbers, c, s = (t.to(torch.float64).numpy() for t in (x, cos[:length], sin[:length]))
         halves = numbers.reshape(*numbers.shape[:-1], 2, half)  # (batch, head, position, half, column)
         c, s = c[:, None, :], s[:, None, :]
+        shape = np.broadcast_shapes(halves.shape, c.shape, s.shape)
+        count = math.prod(shape)
         if max(form.digits for form in formats) <= MAX_NARROW:
             with np.errstate(all="ignore"):
                 left, across = halves * c, halves * s
             right = np.empty_like(across)
             right[..., 0, :] = across[..., 1, :]
             np.negative(across[..., 0, :], out=right[..., 1, :])
-            shape = np.broadcast_shapes(left.shape, right.shape)
             ac, bs = (np.broadcast_to(t, shape).reshape(-1) for t in (left, right))
-            return _narrow_envelope(ac, bs, lambda: _operands(halves, c, s), *formats)
-        return _envelope(*_operands(halves, c, s), *formats)
+            return _Products(formats, count, lambda: _operands(halves, c, s), (ac, bs))
+        return _Products(formats, count, lambda: _operands(halves, c, s))
 
     def relate(self, case: Case, relation: str) -> Related | None:
         """See :mod:`.rope_relations`."""
@@ -125,6 +137,41 @@ class Rope:
     def simpler(self, case: Case) -> list[Case]:
         """See :mod:`.rope_cases`."""
         return rope_cases.simpler(case)
+
+
+@dataclass(frozen=True, slots=True)
+class _Products:
+    """The elements a*c - b*s of an output.
+
+    Attributes:
+        formats: of the two products and of the result.
+        count: how many they are, n.
+        operands: works out a, c, b, s, as (4, n).
+        exact: the products (n,), where float64 holds them.
+    """
+
+    formats: tuple[Format, Format, Format]
+    count: int
+    operands: Callable[[], np.ndarray]
+    exact: tuple[np.ndarray, np.ndarray] | None = None
+
+    def envelope(self) -> Envelope:
+        if self.exact is None:
+            a, c, b, s = self.operands()
+            return _envelope(a, c, b, s, *self.formats)
+        return _narrow_envelope(*self.exact, self.operands, *self.formats)
+
+    def joined(self, other: _Products) -> _Products:
+        """The elements of both, which are of the same formats."""
+        exact = None
+        if self.exact is not None and other.exact is not None:
+            (left, right), (other_left, other_right) = self.exact, other.exact
+            exact = np.concatenate([left, other_left]), np.concatenate([right, other_right])
+
+        def operands() -> np.ndarray:
+            return np.concatenate([self.operands(), other.operands()], axis=1)
+
+        return _Products(self.formats, self.count + other.count, operands, exact)
 
 
 def _operands(halves: np.ndarray, c: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -195,13 +242,13 @@ def _spread(
     formats: tuple[Format, Format, Format],
     sure: np.ndarray | None,
     operands: Callable[[], np.ndarray],
-) -> Callable[[], Spread]:
+) -> Callable[[slice], Spread]:
     """What works out the scatter of ac - bs when asked for, None standing for sure everywhere."""
 
-    def work_out() -> Spread:
-        left, right, result = (value.first(MAX_SAMPLES) for value in (ac, bs, exact))
-        certain = True if sure is None else sure[:MAX_SAMPLES]
-        return two_products(left, right, result, formats, certain, lambda: tuple(operands()[:, :MAX_SAMPLES]))
+    def work_out(at: slice) -> Spread:
+        left, right, result = (value.part(at) for value in (ac, bs, exact))
+        certain = True if sure is None else sure[at]
+        return two_products(left, right, result, formats, certain, lambda: tuple(operands()[:, at]))
 
     return work_out
 

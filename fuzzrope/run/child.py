@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import pickle
 import resource
 import socket
 import sys
@@ -52,8 +53,8 @@ def serve(sock: socket.socket, entry: str, device: str, engine: str, limits: dic
     with contextlib.suppress(wire.ClosedError):
         wire.send(sock, *runner.load())
         while True:
-            header, numbers = wire.receive(sock)
-            wire.send(sock, *runner.run(Case.from_json(header["case"]), numbers, header["same_memory"]))
+            header, (case, *numbers) = wire.receive(sock)
+            wire.send(sock, *runner.run(pickle.loads(case), numbers, header["same_memory"]))
 
 
 class _Runner:
@@ -85,6 +86,7 @@ class _Runner:
 
         report = self._report(work, Built({}, {}))
         gc.freeze()  # what is loaded by now stays: collections between cases need not look at it
+        gc.set_threshold(10_000)  # most of what a case makes is gone before a collection would find it in use
         return report
 
     def run(self, case: Case, numbers: list[bytes], same_memory: bool) -> tuple[dict[str, Any], list[bytes]]:

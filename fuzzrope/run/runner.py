@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -208,8 +209,8 @@ class Runner:
         started = time.monotonic()
         try:
             if case is not None:
-                header = {"case": case.to_json(), "same_memory": same_memory}
-                wire.send(sock, header, contents(case), seconds=seconds)
+                blobs = [pickle.dumps(case), *contents(case)]
+                wire.send(sock, {"same_memory": same_memory}, blobs, seconds=seconds)
             header, blobs = wire.receive(sock, started + seconds, lambda: self._watch(pid))
             outcome = from_reply(header, blobs)
         except wire.LateError:

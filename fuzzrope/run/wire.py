@@ -1,6 +1,7 @@
 """The wire between parent and child: one JSON header and raw blobs a message, sizes checked before reading.
 
-What arrives from a child is data from a stranger: it is parsed as JSON and bytes, never unpickled.
+What arrives from a child is data from a stranger: it is parsed as JSON and bytes, never unpickled. The other way,
+a case travels as a pickle: a child believes its parent.
 """
 
 from __future__ import annotations
