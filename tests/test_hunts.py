@@ -33,8 +33,18 @@ HUNTED = {
     "specimen:by-address": ({"mismatch", "nonfinite"} | UNSTEADY, DTYPES),
     "specimen:next-row": ({"nonfinite", "mismatch"}, DTYPES),
 }
-#: Hunted too; its saved cases are test_specimens'.
-EVERYWHERE = HUNTED | {"specimen:nan-swallower": ({"nonfinite", "mismatch"}, DTYPES)}
+SIXTEEN_BITS = ("float16", "bfloat16")
+#: Hunted too; their saved cases are test_specimens'.
+EVERYWHERE = HUNTED | {
+    "specimen:nan-swallower": ({"nonfinite", "mismatch"}, DTYPES),
+    "specimen:qk-low-accumulator": ({"mismatch", "nonfinite"}, SIXTEEN_BITS),
+    "specimen:qk-late-scale": ({"mismatch", "nonfinite"}, SIXTEEN_BITS),
+    "specimen:qk-tf32": ({"mismatch"}, ("float32",)),
+    "specimen:attention-low-accumulator": ({"mismatch", "nonfinite"}, SIXTEEN_BITS),
+    "specimen:attention-late-scale": ({"mismatch", "nonfinite"}, SIXTEEN_BITS),
+    "specimen:attention-tf32": ({"mismatch"}, ("float32",)),
+    "specimen:attention-rough-exp": ({"mismatch", "nonfinite"}, DTYPES),
+}
 VARIANTS = [t.name for t in REGISTERED if t.name.startswith("variant:") and t.operation == "rope"]
 
 
@@ -44,7 +54,8 @@ class Found(BaseException):
 
 def hunt(name, dtype, examples=200, seed="hunt"):
     """The number of the first example in which a target shows a finding, and that finding."""
-    target, operation, settings = find(name), OPERATIONS["rope"], Settings()
+    target, settings = find(name), Settings()
+    operation = OPERATIONS[target.operation]
     shown = []
     with Runner(target, "cpu") as runner:
         count = 0
@@ -52,7 +63,7 @@ def hunt(name, dtype, examples=200, seed="hunt"):
         def fails(draw):
             nonlocal count
             count += 1
-            case = operation.draw(draw, {"dtypes": (dtype,) * 4}, BLOCKS)
+            case = operation.draw(draw, {"dtypes": (dtype,) * len(operation.inputs)}, BLOCKS)
             verdict = examine(case, runner, target, settings, sampled(case))
             if verdict.findings:
                 shown.append((count, worst(verdict.findings)))

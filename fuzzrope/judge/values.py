@@ -15,6 +15,7 @@ from fuzzrope.judge.histogram import Histogram
 from fuzzrope.judge.statistics import judge_spread
 from fuzzrope.operations import Envelope
 
+LARGEST = 1e100  # error over bound is counted up to here, so that sums of squares stay finite
 GRADIENT = " gradient"  # ends the dtype under which errors of gradients are counted
 
 
@@ -58,7 +59,7 @@ class Errors:
     @property
     def rms_ratio(self) -> float | None:
         """Root mean square error over the reference's; None where the reference makes none."""
-        return (self.squares / self.reference_squares) ** 0.5 if self.reference_squares else None
+        return math.sqrt(self.squares) / math.sqrt(self.reference_squares) if self.reference_squares else None
 
 
 @dataclass
@@ -99,6 +100,12 @@ def _steps(tensor: torch.Tensor) -> np.ndarray:
     return np.where(bits < 0, -magnitude, magnitude)
 
 
+def _over(error: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """error / bound; 0 for no error where none is allowed, and for any where all are."""
+    ratio = np.minimum(error / bound, LARGEST)
+    return np.where(np.isnan(ratio), 0.0, ratio)
+
+
 def compare(
     output: str, got: torch.Tensor, reference: torch.Tensor, envelope: Envelope, origin: str = ""
 ) -> Comparison:
@@ -116,7 +123,7 @@ def compare(
         finite = np.isfinite(numbers)
         if envelope.tame and finite.all():  # the usual case, in which only size matters
             error = envelope.exact.distance(numbers)
-            ratio = error / envelope.bound
+            ratio = _over(error, envelope.bound)
             result.errors = _statistics(got, reference, ratio, None, envelope)
             if not (error > envelope.bound).any():
                 if not result.errors.as_reference:
@@ -124,7 +131,7 @@ def compare(
                 return result
         else:
             error = envelope.exact.distance(np.where(finite, numbers, 0.0))
-            ratio = error / envelope.bound
+            ratio = _over(error, envelope.bound)
             result.errors = _statistics(got, reference, ratio, finite & envelope.finite, envelope)
         allowed = np.where(np.isnan(numbers), envelope.nan, np.where(numbers > 0, envelope.positive, envelope.negative))
         special = np.where(finite, ~envelope.finite, ~allowed) & ~fresh
@@ -167,7 +174,7 @@ def _statistics(
         return errors
     own = _numbers(reference)
     both = np.isfinite(own) if measured is None else measured & np.isfinite(own)
-    own_ratio = envelope.exact.distance(np.where(both, own, 0.0)) / envelope.bound
+    own_ratio = _over(envelope.exact.distance(np.where(both, own, 0.0)), envelope.bound)
     errors.max_ulp = int(np.abs(_steps(got) - _steps(reference))[both].max(initial=0))
     errors.squares = float(np.square(ratio[both]).sum())
     errors.reference_squares = float(np.square(own_ratio[both]).sum())

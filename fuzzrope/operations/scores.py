@@ -16,6 +16,7 @@ from fuzzrope.operations.sums import sum_envelope
 Array = np.ndarray
 LOG2E = 1.4426950408889634
 SCALING = 4  # roundings of a score from scale and log2(e): two constants, their product, the product with both
+NARROW = 11  # digits of the formats in which q may not be rounded twice
 TENSOR_CORE = 2.0**-22  # lost a term by an accumulator that cuts what it shifts out (see docs/bounds.md)
 NARROW_ORACLE = 2.0**-52  # what one step of the oracle in float64 errs by
 WIDE_ORACLE = 2.0**-98  # and in pairs of float64
@@ -55,8 +56,7 @@ def scores(tensors: Tensors, options: Options, ends: Format | None, folds: float
     first, rows, keys, width = options.get("q_offset", 0), q.shape[2], k.shape[2], q.shape[3]
     dtype, tf32, scale = fused.dot_dtype(tensors), is_tf32(options), fused.scale_of(options, q.shape[3])
     loss = rounding(dtype, tf32)
-    whole = abs(np.frexp(scale)[0]) == 0.5 and folds == 1.0
-    fold = max(abs(scale) * folds, 1e-30)
+    fold, whole = _folded(scale, folds, format_of(dtype))
     rows_q = factors(q, fused.rows_of(cos, first, rows), fused.rows_of(sin, first, rows), loss, fold, whole)
     group = q.shape[1] // k.shape[1] if k.shape[1] else 1
     rows_k = factors(k, fused.rows_of(cos, 0, keys), fused.rows_of(sin, 0, keys), loss, 0.0, True, group)
@@ -84,6 +84,18 @@ def scores(tensors: Tensors, options: Options, ends: Format | None, folds: float
         # What nobody rounds may be held in float64, where it does not overflow.
         ends = ends or FORMATS["float64"]
         return _settled(exact, bound, rises, falls, work, ends, specials(rows_q, rows_k), scale)
+
+
+def _folded(scale: float, folds: float, form: Format) -> tuple[float, bool]:
+    """What may be multiplied into q before it is rounded, and whether it is a power of two.
+
+    Into 16 bits only a scale that is a power of two: any other rounds q once more, and the scores err as much as
+    scores that are rounded before they are scaled.
+    """
+    power = abs(np.frexp(scale)[0]) == 0.5
+    if form.digits <= NARROW:
+        return (abs(scale), True) if power else (0.0, True)
+    return max(abs(scale) * folds, 1e-30), power and folds == 1.0
 
 
 def _settled(

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fuzzrope.specimens.qk_tiled import TYPES, checked, precision_of, rotated_halves, twin_scores
+from fuzzrope.specimens.qk_tiled import TYPES, checked, may_fold, precision_of, rotated_halves, twin_scores
 
 
 @triton.jit
@@ -144,6 +144,7 @@ class TiledAttention:
         lse = torch.empty((batch, heads, rows), dtype=lse_type, device=q.device)
         dot = torch.float64 if self.double else dtype
         value = torch.float64 if self.double else v.dtype
+        manner = "" if self.manner == "folded" and not may_fold(scale, width, dot) else self.manner
         m, n = self.blocks
         if lse.numel():
             self.kernel[triton.cdiv(rows, m), batch * heads](
@@ -153,7 +154,7 @@ class TiledAttention:
                 DOT=TYPES[dot], WORK=TYPES[torch.float64 if dot == torch.float64 else torch.float32],
                 VALUE=TYPES[value], SUM=TYPES[torch.float64 if value == torch.float64 else torch.float32],
                 CAUSAL=causal, WINDOW=window is not None, CAP=softcap is not None, LSE=return_lse,
-                PRECISION=self.precision or precision_of(), MANNER=self.manner, FLAW=self.flaw, BLOCK_M=m, BLOCK_N=n,
+                PRECISION=self.precision or precision_of(), MANNER=manner, FLAW=self.flaw, BLOCK_M=m, BLOCK_N=n,
                 BLOCK_D=max(16, triton.next_power_of_2(width // 2)), BLOCK_V=max(16, triton.next_power_of_2(width_v)),
             )  # fmt: skip
         return (o, lse) if return_lse else o
@@ -193,7 +194,7 @@ class Backwards(TiledAttention):
 
 
 class Folded(TiledAttention):
-    """Scale is multiplied into q before q is rounded; wide tiles of keys."""
+    """Scale is multiplied into q before q is rounded, where that costs nothing; wide tiles of keys."""
 
     manner, blocks = "folded", (16, 64)
 

@@ -99,6 +99,11 @@ def checked(
     return wide[0], wide[1], dtype
 
 
+def may_fold(scale: float | None, width: int, dot: torch.dtype) -> bool:
+    """Whether scale can be multiplied into q of this type: 16 bits hold the product only of a power of two."""
+    return dot.itemsize > 2 or math.frexp(1 / math.sqrt(width) if scale is None else scale)[0] in (0.5, -0.5)
+
+
 def precision_of() -> str:
     """What float32 factors may be cut to, by torch's setting."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
@@ -139,14 +144,14 @@ class TiledQK:
                 q, k, cos, sin, out, heads, heads // k.shape[1], rows, keys, width // 2, q_offset,
                 1 / math.sqrt(width) if scale is None else float(scale),
                 *q.stride(), *k.stride(), *cos.stride(), *sin.stride(),
-                DOT=TYPES[dot], WORK=work, CAUSAL=causal, PRECISION=self.precision or precision_of(), FOLD=self.fold,
-                FLAW=self.flaw, BLOCK_M=m, BLOCK_N=n, BLOCK_D=d,
+                DOT=TYPES[dot], WORK=work, CAUSAL=causal, PRECISION=self.precision or precision_of(),
+                FOLD=self.fold and may_fold(scale, width, dot), FLAW=self.flaw, BLOCK_M=m, BLOCK_N=n, BLOCK_D=d,
             )  # fmt: skip
         return out
 
 
 class Folded(TiledQK):
-    """Scale is multiplied into q before q is rounded; other tiles."""
+    """Scale is multiplied into q before q is rounded, where that costs nothing; other tiles."""
 
     fold, blocks = True, (32, 64, 32)
 
