@@ -12,7 +12,7 @@ import torch
 from fuzzrope.build import Built
 from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
-from fuzzrope.judge.values import GRADIENT, Errors, as_tensor, compare
+from fuzzrope.judge.values import Errors, as_tensor, compare
 from fuzzrope.operations import Differentiable, Operation
 from fuzzrope.outcome import Outcome, Output, Raised
 
@@ -46,8 +46,8 @@ def reference_gradients(case: Case, inputs: Built, expected: Reference) -> dict[
 
 def judge_gradients(
     case: Case, outcome: Outcome, operation: Operation, inputs: Built, expected: Reference, strict: bool
-) -> tuple[list[Finding], dict[str, Errors]]:
-    """Findings of the gradients of a case that has some, and their error statistics by dtype.
+) -> tuple[list[Finding], dict[tuple[str, str], Errors]]:
+    """Findings of the gradients of a case that has some, and their error statistics by name (``dq``) and dtype.
 
     ``expected`` are the reference's outputs with their graph; ``strict`` has outputs require a gradient where
     the reference's do.
@@ -71,7 +71,7 @@ def judge_gradients(
     cotangents = {name: tensor.detach() for name, tensor in inputs.cotangents.items()}
     assert isinstance(operation, Differentiable)
     envelopes = operation.gradients(inputs.tensors, cotangents, case.backward.requires, dict(case.options))
-    errors: dict[str, Errors] = {}
+    errors: dict[tuple[str, str], Errors] = {}
     for name, gradient in zip(case.backward.requires, given.tensors, strict=True):
         reference = references[name]
         if reference is None:
@@ -85,7 +85,7 @@ def judge_gradients(
         comparison = compare(f"d{name}", got, reference, envelopes[name], gradient.origin)
         found += [_gradient(name, one) for one in comparison.findings]
         comparison.errors.worst_case = case
-        errors.setdefault(gradient.dtype + GRADIENT, Errors()).add(comparison.errors)
+        errors[f"d{name}", gradient.dtype] = comparison.errors
     return found, errors
 
 

@@ -12,7 +12,7 @@ from fuzzrope.findings import Finding, finding
 from fuzzrope.geometry import dense
 from fuzzrope.judge.gradients import ill_posed, judge_gradients
 from fuzzrope.judge.memory import judge_accesses, judge_inputs
-from fuzzrope.judge.values import Errors, as_tensor, compare, compare_exact
+from fuzzrope.judge.values import GRADIENT, Errors, as_tensor, compare, compare_exact
 from fuzzrope.operations import OPERATIONS, Operation
 from fuzzrope.outcome import Outcome, Output
 from fuzzrope.targets import Target
@@ -89,7 +89,9 @@ def judge(case: Case, outcome: Outcome, target: Target) -> Verdict:
     if outcome.gradients is None and not found:
         gradients = [finding("tamper", "its gradients did not come back", detail="reply")]
     found += gradients
-    verdict.errors |= errors
+    verdict.by_output |= errors
+    for (_, dtype), one in errors.items():
+        verdict.errors.setdefault(dtype + GRADIENT, Errors()).add(one)
     return verdict
 
 
