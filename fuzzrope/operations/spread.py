@@ -2,7 +2,7 @@
 
 The judge's statistics (:mod:`fuzzrope.judge.statistics`; derived in ``docs/statistics.md``) need for each
 element the half ulps of the roundings that lead to it. An operation hands them over as :class:`Spread`,
-made only when asked for, from :func:`rounding`, :func:`last_rounding` and, for sums, :func:`random_walk`.
+made only when asked for, from :func:`rounding` and :func:`last_rounding`.
 """
 
 from __future__ import annotations
@@ -76,15 +76,6 @@ def last_rounding(size: Array, form: Format, unit: Array | int = 0) -> Roundings
     exponent = np.frexp(size)[1]
     half = np.ldexp(1.0, exponent - form.digits - 1)
     return Roundings(half, exponent + unit > form.min_exponent + 1)
-
-
-def random_walk(halves: Array, count: Array | int) -> tuple[Array, Array]:
-    """(reach, squares) of a sum in any order whose partial sums each round by at most ``halves``, ``count`` times.
-
-    The errors add up to at most count * half, and, being independent and of zero mean, to a sub-Gaussian
-    with proxy count * half^2: a random walk of count steps (Higham & Mary 2019, Theorem 2.4).
-    """
-    return count * halves, count * halves * halves
 
 
 def mantissas(numbers: Array) -> Array:
