@@ -42,7 +42,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (verdict, "compare_exact", "comparing"),
 )
 
-RUNS = 2
+RUNS = 4
 
 
 def _timed(function: Callable[..., Any], part: str, spent: dict[str, float]) -> Callable[..., Any]:
