@@ -11,6 +11,8 @@ from fuzzrope.draw import Draw
 from fuzzrope.geometry import arrange, dense, layouts, least_sizes
 from fuzzrope.operations.fused_strata import (
     GROUPS,
+    LENGTHS,
+    MANY,
     MASKS,
     MAX_EDGE,
     OFFSETS,
@@ -30,6 +32,7 @@ from fuzzrope.operations.rope_strata import DRAWN_VALUES, edges, usable
 MAX_WORK = 2**19  # multiplications of a case
 MAX_WIDE_WORK = 2**16  # where the oracle needs pairs of float64
 SIZES = ("B", "Hq", "Sq", "Sk", "D", "Dv")
+SIZELESS = frozenset({"floats", "gradients", "dtypes", "length"})  # pins that leave all sizes free
 
 
 def probes(operation: str) -> tuple[Case, ...]:
@@ -119,7 +122,10 @@ def _draw_sizes(plan: _Plan, blocks: tuple[int, ...], wide: bool) -> dict[str, i
         "D": plan.choose("D", WIDTHS),
         "Dv": plan.choose("Dv", (16, *VALUE_WIDTHS)),
     }
-    free = [name for name in sizes if name not in plan.pins]
+    many = not set(plan.pins) - SIZELESS and plan.choose("length", LENGTHS) == LENGTHS[-1]
+    if many:
+        sizes |= {"Sq": plan.draw.choice((1, 2, 3)), "Sk": MANY + plan.draw.choice((1, 265, 44, 774))}
+    free = [name for name in sizes if name not in plan.pins and not (many and name == "Sk")]
     for name in free:
         sizes[name] = max(sizes[name], least[name])
     if "Hq" in plan.pins:

@@ -20,6 +20,8 @@ from fuzzrope.operations.rope_strata import DRAWN_VALUES, edges, usable
 
 QK = "rope_qk"
 MAX_EDGE = 70  # rows and keys beyond which a CPU engine takes too long
+MANY = 256  # keys beyond which they are many: sums are long, and kernels share the keys of a row among programs
+LENGTHS = ("few keys", "few keys", "few keys", "many keys")
 WIDTHS = (2, 4, 16, 18, 30, 32, 34, 64, 66, 100, 128, 130, 256)
 VALUE_WIDTHS = (0, 1, 2, 16, 17, 33, 64, 130)
 GROUPS = (1, 2, 3, 5)
@@ -65,6 +67,7 @@ def strata(operation: str, blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
         found += [_stratum(f"size of {name}", n, **{name: n}) for n in (0, 1, 2)]
     for name in ("Sq", "Sk"):
         found += [_stratum(f"edge of {name}", e, **{name: n}) for e, n in edges(usable(blocks), MAX_EDGE)]
+    found += [_stratum("number of keys", "many", length=LENGTHS[-1])]
     found += [_stratum("size of D", n, D=n) for n in WIDTHS]
     found += [_stratum("heads of q for one of k", n, group=n) for n in GROUPS]
     for name in names:
@@ -110,6 +113,8 @@ def _shapes(case: Case, blocks: tuple[int, ...]) -> Iterator[str]:
         yield f"size of {name}: {size}"
     for name in ("Sq", "Sk"):
         yield from (f"edge of {name}: {edge}" for edge, n in edges(blocks, MAX_EDGE) if n == sizes[name])
+    if rows and keys > MANY:
+        yield "number of keys: many"
     if heads_k and heads:
         yield f"heads of q for one of k: {heads // heads_k}"
     for name in names:
