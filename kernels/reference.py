@@ -3,6 +3,8 @@
 ``Model``, ``get_inputs`` and ``get_init_inputs`` have the names that kernel benchmarks look for.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -30,6 +32,50 @@ def rope(
     rotated_q = rotate_halves(q, wide_cos, wide_sin, half)
     rotated_k = rotate_halves(k, wide_cos, wide_sin, half)
     return rotated_q.transpose(1, 2), rotated_k.transpose(1, 2), cos, sin
+
+
+def pull_back(
+    gradients: Sequence[torch.Tensor | None],
+    inputs: Sequence[torch.Tensor | None],
+    tables: Sequence[torch.Tensor],
+    forms: Sequence[tuple[tuple[int, ...], torch.dtype]],
+    needs: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Twin of :func:`kernels.rope_backward.pull_back`, where autograd cannot be asked: sums in float32 or float64.
+
+    With halves (g1, g2) of an output's gradient and (x1, x2) of its input: dx1 = g1*c + g2*s, dx2 = g2*c - g1*s,
+    dcos = g1*x1 + g2*x2, dsin = g2*x1 - g1*x2, each summed over what was broadcast.
+    """
+    rows = forms[0][0][2]
+    sums: list[torch.Tensor | None] = [None] * 4
+    for i, (gradient, x) in enumerate(zip(gradients, inputs, strict=True)):
+        if gradient is None:
+            continue
+        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        half = forms[i][0][3] // 2
+        cos, sin = (table[:rows].to(wide) for table in tables)
+        g1, g2 = gradient.to(wide).tensor_split(2, dim=-1)
+        if needs[i]:
+            shape = (*forms[i][0][:3], half)
+            parts = (g1 * cos + g2 * sin).sum_to_size(shape), (g2 * cos - g1 * sin).sum_to_size(shape)
+            sums[i] = torch.cat(parts, dim=-1)
+        if x is None or not (needs[2] or needs[3]):
+            continue
+        x1, x2 = x[..., :half].to(wide), x[..., half:].to(wide)
+        for j, part in ((2, g1 * x1 + g2 * x2), (3, g2 * x1 - g1 * x2)):
+            own = part.sum_to_size((min(forms[j][0][0], rows), forms[j][0][1]))
+            before = sums[j]
+            sums[j] = own if before is None else before + own
+    return [_padded(total, *forms[i]) if needs[i] else None for i, total in enumerate(sums)]
+
+
+def _padded(total: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+    """A sum in an input's own dtype, with zeros for rows of a table that are not in use."""
+    if total is None:
+        return None
+    whole = torch.zeros(shape, dtype=dtype, device=total.device)
+    whole[: total.shape[0]] = total
+    return whole
 
 
 class Model(nn.Module):

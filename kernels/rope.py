@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from kernels import reference
+from kernels.forms import Meta, allocate, forms_of, is_plain
 from kernels.launch import INT32_MAX, TL_DTYPES, Tile, broadcast_strides, can_launch, ceil_div, choose_tile
 from kernels.layout import Ints, View, concatenated, elementwise
 from kernels.rotation import rotate
@@ -130,19 +131,6 @@ def rope_kernel(
         )  # fmt: skip
 
 
-class Meta(NamedTuple):
-    """What decides a launch about a tensor: everything but its memory."""
-
-    shape: Ints
-    strides: Ints
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Meta:
-        """The form of a tensor, strides in elements."""
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
-
-
 Form = View | Meta
 
 
@@ -221,10 +209,9 @@ def _is_even(steps: Ints) -> bool:
     return steps[-1] == 1 and all(step % VECTOR_ELEMENTS == 0 for step in steps[:-1])
 
 
-@lru_cache(maxsize=1024)
-def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
-    """Plan the launch for inputs of this form; raises what :func:`rope` documents."""
-    c, s = (View((min(t.shape[0], q.shape[2]), t.shape[1]), t.strides) for t in (cos, sin))
+def plan_outputs(q: Meta, k: Meta, cos: Meta, sin: Meta) -> tuple[Meta, Meta]:
+    """The outputs for inputs of this form, whose sizes may be symbolic; raises what :func:`rope` documents."""
+    c, s = _cut(cos, q), _cut(sin, q)
     types = _promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     wide_tables = _unsqueezed(c), _unsqueezed(s)
     outs: list[View] = []
@@ -236,9 +223,24 @@ def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
                 f"rope: {name} {x.shape} does not broadcast with cos {c.shape} and sin {s.shape}"
                 f" (tables cut to q's {q.shape[2]} rows)"
             ) from None
-    launch = plan_launch((q, k), outs, c, s)
+    return Meta(*outs[0], types["Q_OUT_DTYPE"]), Meta(*outs[1], types["K_OUT_DTYPE"])
+
+
+@lru_cache(maxsize=1024)
+def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
+    """Plan the launch for inputs of this form; raises what :func:`rope` documents."""
+    outs = plan_outputs(q, k, cos, sin)
+    launch = plan_launch((q, k), outs, _cut(cos, q), _cut(sin, q))
+    types = _promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
-    return Plan(Meta(*outs[0], types["Q_OUT_DTYPE"]), Meta(*outs[1], types["K_OUT_DTYPE"]), launch)
+    return Plan(*outs, launch)
+
+
+def _cut(table: Meta, q: Meta) -> View:
+    """The rows of a table that q uses."""
+    rows, length = table.shape[0], q.shape[2]
+    # Not min(): of symbolic sizes it is a new size, which nothing knows to be equal to q's.
+    return View((length if length <= rows else rows, table.shape[1]), table.strides)
 
 
 def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View) -> Launch:
@@ -266,35 +268,6 @@ def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View) 
     return Launch(sum(programs), arguments, even, constants)
 
 
-def _form(name: str, x: torch.Tensor, rank: int) -> Meta:
-    """The form of an argument; raises TypeError or ValueError for what the kernel's contract leaves out."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"rope: {name} must be a torch.Tensor, not {type(x).__name__}")
-    if x.layout is not torch.strided:
-        raise TypeError(f"rope: {name} must be a strided tensor, not {x.layout}")
-    form = Meta.of(x)
-    if form.dtype not in TL_DTYPES:
-        raise TypeError(f"rope: {name} must be float16, bfloat16, float32 or float64, not {form.dtype}")
-    if len(form.shape) != rank:
-        raise ValueError(f"rope: {name} must have {rank} dimensions, not shape {form.shape}")
-    return form
-
-
-def _forms(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[Meta, Meta, Meta, Meta]:
-    """The forms of the arguments; raises TypeError or ValueError for what the kernel's contract leaves out."""
-    forms = _form("q", q, 4), _form("k", k, 4), _form("cos", cos, 2), _form("sin", sin, 2)
-    device = q.device
-    for name, x in (("k", k), ("cos", cos), ("sin", sin)):
-        if x.device != device:
-            raise ValueError(f"rope: all tensors must be on one device: q on {device}, {name} on {x.device}")
-    width, other = forms[0].shape[3], forms[1].shape[3]
-    if width % 2:
-        raise ValueError(f"rope: head_dim must be even, not {width}")
-    if other != width:
-        raise ValueError(f"rope: q and k must have one head_dim, not {width} and {other}")
-    return forms
-
-
 def rope(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -316,9 +289,14 @@ def rope(
         ValueError: wrong rank, odd or different head_dim, mixed devices, shapes that do not broadcast.
 
     On a GPU, or under Triton's interpreter, this is one kernel launch; on other devices it is the eager twin.
-    Gradients are :mod:`kernels.rope_backward`'s.
+    Gradients are :mod:`kernels.rope_backward`'s. What traces instead of running (``torch.compile``,
+    ``torch.export``, fake tensors, ``torch.func``) meets one operator, :mod:`kernels.operators`.
     """
-    forms = _forms(q, k, cos, sin)
+    if torch.compiler.is_compiling() or not is_plain(q, k, cos, sin):
+        from kernels.operators import traced
+
+        return traced(q, k, cos, sin)
+    forms = forms_of(q, k, cos, sin)
     plan = make_plan(*forms)
     if not can_launch(q.device):
         return reference.rope(q, k, cos, sin)
@@ -334,9 +312,6 @@ def launch(
     plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q and k rotated in fresh memory, by one launch or none."""
-    device = q.device
-    out_q, out_k = (
-        torch.empty_strided(out.shape, out.strides, dtype=out.dtype, device=device) for out in (plan.out_q, plan.out_k)
-    )
+    out_q, out_k = allocate((plan.out_q, plan.out_k), q.device)
     plan.launch.run((q, k, cos, sin, out_q, out_k))
     return out_q, out_k

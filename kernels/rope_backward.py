@@ -11,6 +11,7 @@ element is summed by one program, in one order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,9 +20,10 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from kernels.forms import Meta
 from kernels.launch import TL_DTYPES, choose_tile
 from kernels.layout import Ints, View
-from kernels.rope import Launch, Meta, Plan, launch, plan_launch
+from kernels.rope import Launch, Plan, launch, plan_launch
 
 NOTHING = Meta((0, 1, 1, 0), (0, 0, 0, 1), torch.float32)
 
@@ -144,26 +146,52 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        needs = ctx.needs_input_grad[1:]
-        *inputs, cos, sin = ctx.saved_tensors
-        found: list[torch.Tensor | None] = [None, None, None, None]
-        straight: list[tuple[torch.Tensor, torch.Tensor] | None] = [None, None]
-        rows = ctx.forms[0][0][2]
-        for i, g in enumerate(gradients):
-            if not needs[i] or g is None:
-                continue
-            shape, dtype = ctx.forms[i]
-            if tuple(g.shape) == shape:
-                out = found[i] = torch.empty(shape, dtype=dtype, device=g.device)
-                straight[i] = (g, out)
-            else:
-                found[i] = _reduced(g, cos[:rows], sin[:rows], shape).to(dtype)
-        if any(straight):
-            _rotate_back(straight, cos, sin, rows)
-        if needs[2] or needs[3]:
-            pairs = [(g, x) for g, x in zip(gradients, inputs, strict=True) if g is not None]
-            found[2:] = _tables(pairs, ctx.forms[2:], needs[2:], rows)
-        return None, *found
+        q, k, cos, sin = ctx.saved_tensors
+        return None, *pull_back(gradients, (q, k), (cos, sin), ctx.forms, ctx.needs_input_grad[1:])
+
+
+Form = tuple[Ints, torch.dtype]
+
+
+def pull_back(
+    gradients: Sequence[torch.Tensor | None],
+    inputs: Sequence[torch.Tensor | None],
+    tables: Sequence[torch.Tensor | None],
+    forms: Sequence[Form],
+    needs: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Gradients of q, k, cos and sin, each where needed and some output in use depends on it.
+
+    Args:
+        gradients: of both outputs, None for one that is not used.
+        inputs: q and k, needed for the gradients of tables alone.
+        tables: cos and sin, needed for the gradients of q and k alone.
+        forms: shape and dtype of q, k, cos and sin.
+        needs: which of the four are asked for.
+    """
+    cos, sin = tables
+    found: list[torch.Tensor | None] = [None, None, None, None]
+    straight: list[tuple[torch.Tensor, torch.Tensor] | None] = [None, None]
+    rows = forms[0][0][2]
+    for i, g in enumerate(gradients):
+        if not needs[i] or g is None:
+            continue
+        assert cos is not None
+        assert sin is not None
+        shape, dtype = forms[i]
+        if tuple(g.shape) == shape:
+            out = found[i] = torch.empty(shape, dtype=dtype, device=g.device)
+            straight[i] = (g, out)
+        else:
+            found[i] = _reduced(g, cos[:rows], sin[:rows], shape).to(dtype)
+    if any(straight):
+        assert cos is not None
+        assert sin is not None
+        _rotate_back(straight, cos, sin, rows)
+    if needs[2] or needs[3]:
+        pairs = [(g, x) for g, x in zip(gradients, inputs, strict=True) if g is not None and x is not None]
+        found[2:] = _tables(pairs, forms[2:], (needs[2], needs[3]), rows)
+    return found
 
 
 def _reduced(g: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, shape: Ints) -> torch.Tensor:

@@ -21,8 +21,9 @@ import torch
 
 import kernels
 from kernels import reference
+from kernels.forms import Meta
 from kernels.launch import INT32_MAX, TL_DTYPES, choose_tile
-from kernels.rope import Meta, make_plan, rope
+from kernels.rope import make_plan, rope
 
 # The package's name ``rope`` is the function; what it launches is in the module of that name.
 MODULE = importlib.import_module("kernels.rope")
