@@ -150,14 +150,14 @@ class _Rope(torch.autograd.Function):
         return None, *pull_back(gradients, (q, k), (cos, sin), ctx.forms, ctx.needs_input_grad[1:])
 
 
-Form = tuple[Ints, torch.dtype]
+Kind = tuple[Ints, torch.dtype]
 
 
 def pull_back(
     gradients: Sequence[torch.Tensor | None],
     inputs: Sequence[torch.Tensor | None],
     tables: Sequence[torch.Tensor | None],
-    forms: Sequence[Form],
+    forms: Sequence[Kind],
     needs: Sequence[bool],
 ) -> list[torch.Tensor | None]:
     """Gradients of q, k, cos and sin, each where needed and some output in use depends on it.
