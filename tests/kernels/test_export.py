@@ -16,7 +16,7 @@ from fuzzrope.events import Event, Example, Seen
 from fuzzrope.settings import PROFILES
 from fuzzrope.targets import find
 from kernels import export
-from tests.kernels.test_rope import forbidden, jit_functions
+from tests.kernels.test_sources import empty_grids, forbidden, jit_functions, odd_blocks
 
 FOLDER = Path(export.__file__).parent
 
@@ -66,6 +66,8 @@ def test_the_file_has_the_form_that_is_asked_for(file: Path):
     kernels = list(jit_functions(tree))
     assert {"rope_kernel", "rotate", "sum_products_kernel"} <= {kernel.name for kernel in kernels}
     assert all(forbidden(kernel) == [] for kernel in kernels)
+    assert odd_blocks(tree) == []
+    assert empty_grids(tree, {kernel.name for kernel in kernels}) == []
 
 
 def test_docstrings_and_comments_come_along(file: Path):
