@@ -24,6 +24,46 @@ class Meta(NamedTuple):
         """The form of a tensor, strides in elements."""
         return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
+    def narrowed(self, columns: int) -> Meta:
+        """The form without the last so many columns."""
+        return Meta((*self.shape[:-1], self.shape[-1] - columns), self.strides, self.dtype) if columns else self
+
+
+class Turn(NamedTuple):
+    """Which columns of a head are rotated, and which two belong together.
+
+    Attributes:
+        columns: the first so many, an even number; the others are copied.
+        interleaved: column 2*i pairs with 2*i + 1; otherwise i with columns/2 + i.
+    """
+
+    columns: int
+    interleaved: bool
+
+    def pairs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first and the second of each pair in x (..., D), as views (..., columns/2)."""
+        if self.interleaved:
+            return x[..., 0 : self.columns : 2], x[..., 1 : self.columns : 2]
+        half = self.columns // 2
+        return x[..., :half], x[..., half : self.columns]
+
+    def across(self, columns: int) -> Turn:
+        """The same turn of another number of columns: an output's, where tables spread a pair over several."""
+        return Turn(columns, self.interleaved)
+
+    @classmethod
+    def of(cls, width: int, interleaved: bool, rotary_dim: int | None) -> Turn:
+        """The turn that options ask for; raises TypeError or ValueError for what is none."""
+        if not isinstance(interleaved, bool):
+            raise TypeError(f"rope: interleaved must be True or False, not {interleaved!r}")
+        if rotary_dim is None:
+            return cls(width, interleaved)
+        if isinstance(rotary_dim, bool) or not isinstance(rotary_dim, (int, torch.SymInt)):
+            raise TypeError(f"rope: rotary_dim must be an integer or None, not {type(rotary_dim).__name__}")
+        if rotary_dim % 2 or not 0 <= rotary_dim <= width:
+            raise ValueError(f"rope: rotary_dim must be even and from 0 to head_dim {width}, not {rotary_dim}")
+        return cls(rotary_dim, interleaved)
+
 
 def _form(name: str, x: torch.Tensor, rank: int) -> Meta:
     """The form of an argument; raises TypeError or ValueError for what the kernel's contract leaves out."""

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuzzrope.interpreter.engine import Engine
 from kernels import ModelNew, reference, rope
+from kernels.forms import Turn
 from kernels.launch import TL_DTYPES
 from tests.kernels.test_rope import NAMES, check_plan, draw_layouts, raw, view
 
@@ -238,7 +239,7 @@ def test_both_ways_to_gradients_agree_for_whatever_is_broadcast(engine: Engine, 
     forms = [(tuple(t.shape), t.dtype) for t in tensors]
     module = importlib.import_module("kernels.rope_backward")
     ways = (reference.pull_back, module.pull_back)
-    ours, theirs = (way(gradients, tensors[:2], tensors[2:], forms, [True] * 4) for way in ways)
+    ours, theirs = (way(gradients, tensors[:2], tensors[2:], forms, [True] * 4, Turn(2, False)) for way in ways)
     leaves = [t.requires_grad_() for t in tensors]
     truth = torch.autograd.grad(reference.rope(*leaves)[:2], leaves, gradients)
     for a, b, c in zip(ours, theirs, truth, strict=True):
