@@ -60,8 +60,8 @@ class Turn(NamedTuple):
             return cls(width, interleaved)
         if isinstance(rotary_dim, bool) or not isinstance(rotary_dim, (int, torch.SymInt)):
             raise TypeError(f"rope: rotary_dim must be an integer or None, not {type(rotary_dim).__name__}")
-        if rotary_dim % 2 or not 0 <= rotary_dim <= width:
-            raise ValueError(f"rope: rotary_dim must be even and from 0 to head_dim {width}, not {rotary_dim}")
+        if rotary_dim % 2 or not 2 <= rotary_dim <= width:
+            raise ValueError(f"rope: rotary_dim must be even and from 2 to head_dim {width}, not {rotary_dim}")
         return cls(rotary_dim, interleaved)
 
 

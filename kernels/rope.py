@@ -257,7 +257,7 @@ def rope(
     Raises:
         TypeError: an argument is no strided tensor of the four dtypes, or an option of another type.
         ValueError: wrong rank, odd or different head_dim, mixed devices, shapes that do not broadcast, a rotary_dim
-            that is odd or not from 0 to D.
+            that is odd or not from 2 to D.
 
     On a GPU, or under Triton's interpreter, this is one kernel launch (columns that
     are not rotated are copied by PyTorch); on other devices it is the eager twin.
