@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import secrets
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,16 @@ def show(path: Path) -> None:
         console.print(saved.note, markup=False, soft_wrap=True)
     console.print(f"found: {json.dumps(saved.found, sort_keys=True)}", style="dim", markup=False, soft_wrap=True)
     console.print(f"fuzzrope replay {path}", style="cyan", soft_wrap=True)
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.py")
+def export(path: Path) -> None:
+    """Write kernels.ModelNew and all it needs as one file, which imports only torch and triton."""
+    maker = Path(fuzzrope.__file__).parent.parent / "kernels" / "export.py"  # run, not imported: it is a target's
+    done = subprocess.run([sys.executable, "-I", str(maker), str(path)], capture_output=True, text=True)
+    if done.returncode:
+        raise Usage(done.stderr.strip().rpartition("\n")[2])
 
 
 @cli.command("doctor")

@@ -86,6 +86,15 @@ REGISTERED: tuple[Target, ...] = (
         summary="our RoPE, the drop-in for the eager Model",
     ),
     Target(
+        "kernels.rope",
+        "kernels:rope",
+        operation="rope_options",
+        level="strict",
+        exact=True,
+        gradients=True,
+        summary="its function, with interleaved and rotary_dim",
+    ),
+    Target(
         "kernels.reference",
         "kernels.reference:Model",
         kernel=False,

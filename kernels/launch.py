@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 INT32_MAX = 2**31 - 1
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # it counts when a kernel is decorated, not when it is launched
 
 TL_DTYPES = {
     torch.float16: tl.float16,
@@ -21,7 +22,7 @@ TL_DTYPES = {
 
 def can_launch(device: torch.device) -> bool:
     """Whether a Triton kernel runs on tensors of this device: a GPU, or any with Triton's interpreter."""
-    return device.type == "cuda" or bool(triton.knobs.runtime.interpret)
+    return device.type == "cuda" or INTERPRETED
 
 
 def broadcast_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ are those of ATen's TensorIterator (``aten/src/ATen/TensorIterator.cpp``: ``comp
 (``aten/src/ATen/native/TensorShape.cpp``: ``cat_compute_output_memory_format``). PyTorch's meta tensors
 do not serve: they break ties between dimensions of size 1 differently.
 
-Everything is in elements, for tensors of four dimensions.
+Everything is in elements, for tensors of four dimensions. Sizes and strides may be symbolic: what is asked of
+them is compared, never hashed.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _is_contiguous(x: View) -> bool:
 
 def _is_dense(x: View) -> bool:
     """Whether some order of the dimensions has neither gaps nor overlap."""
-    order = sorted(range(4), key=lambda dim: (x.shape[dim] == 1, x.strides[dim]))
+    order = sorted(range(4), key=lambda dim: (bool(x.shape[dim] == 1), x.strides[dim]))
     return _is_contiguous(x) or _is_packed(x, tuple(order))
 
 
@@ -88,10 +89,13 @@ def _broadcast(shapes: list[Ints]) -> Ints:
     """``torch.broadcast_shapes`` of shapes of one rank, which is slow: it may import SymPy."""
     joint = []
     for sizes in zip(*shapes, strict=True):
-        wide = {n for n in sizes if n != 1}
-        if len(wide) > 1:
-            raise RuntimeError(f"shapes {shapes} do not broadcast")
-        joint.append(wide.pop() if wide else 1)
+        wide = 1
+        for n in sizes:
+            if n != 1 and n != wide:
+                if wide != 1:
+                    raise RuntimeError(f"shapes {shapes} do not broadcast")
+                wide = n
+        joint.append(wide)
     return tuple(joint)
 
 

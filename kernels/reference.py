@@ -3,8 +3,12 @@
 ``Model``, ``get_inputs`` and ``get_init_inputs`` have the names that kernel benchmarks look for.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+
+from kernels.forms import Turn
 
 BATCH_SIZE, N_HEADS, SEQ_LEN, HEAD_DIM = 2, 8, 4, 16
 
@@ -30,6 +34,75 @@ def rope(
     rotated_q = rotate_halves(q, wide_cos, wide_sin, half)
     rotated_k = rotate_halves(k, wide_cos, wide_sin, half)
     return rotated_q.transpose(1, 2), rotated_k.transpose(1, 2), cos, sin
+
+
+def rope_with_options(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, rotary_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`rope` of the first rotary_dim columns, paired as neighbours if ``interleaved``; the others are copied.
+
+    The outputs are transposed views of contiguous (B, S, H, D) memory, whatever the inputs' strides.
+    """
+    rows = q.shape[2]
+    cos, sin = cos[:rows, :], sin[:rows, :]
+    outputs = []
+    for x in (q.transpose(1, 2), k.transpose(1, 2)):
+        turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+        if interleaved:
+            turned = torch.cat([turned[..., 0::2], turned[..., 1::2]], dim=-1)
+        rotated = rotate_halves(turned, cos[None, :, None, :], sin[None, :, None, :], rotary_dim // 2)
+        if interleaved:
+            rotated = rotated.unflatten(-1, (2, rotated.shape[-1] // 2)).transpose(-1, -2).flatten(-2)
+        whole = torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
+        outputs.append(whole.clone(memory_format=torch.contiguous_format).transpose(1, 2))
+    return outputs[0], outputs[1], cos, sin
+
+
+def pull_back(
+    gradients: Sequence[torch.Tensor | None],
+    inputs: Sequence[torch.Tensor | None],
+    tables: Sequence[torch.Tensor],
+    forms: Sequence[tuple[tuple[int, ...], torch.dtype]],
+    needs: Sequence[bool],
+    turn: Turn,
+) -> list[torch.Tensor | None]:
+    """Twin of :func:`kernels.rope_backward.pull_back`, where autograd cannot be asked: sums in float32 or float64.
+
+    With halves (g1, g2) of an output's gradient and (x1, x2) of its input: dx1 = g1*c + g2*s, dx2 = g2*c - g1*s,
+    dcos = g1*x1 + g2*x2, dsin = g2*x1 - g1*x2, each summed over what was broadcast.
+    """
+    rows, rest = forms[0][0][2], forms[0][0][3] - turn.columns
+    sums: list[torch.Tensor | None] = [None] * 4
+    for i, (gradient, x) in enumerate(zip(gradients, inputs, strict=True)):
+        if gradient is None:
+            continue
+        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        cos, sin = (table[:rows].to(wide) for table in tables)
+        g1, g2 = turn.across(gradient.shape[3] - rest).pairs(gradient.to(wide))
+        if needs[i]:
+            dx = torch.zeros(forms[i][0], dtype=wide, device=gradient.device)
+            for part, own in zip(turn.pairs(dx), (g1 * cos + g2 * sin, g2 * cos - g1 * sin), strict=True):
+                part.copy_(own.sum_to_size(part.shape))
+            if rest:
+                dx[..., -rest:] += gradient[..., -rest:]
+            sums[i] = dx
+        if x is None or not (needs[2] or needs[3]):
+            continue
+        x1, x2 = (half.to(wide) for half in turn.pairs(x))
+        for j, part in ((2, g1 * x1 + g2 * x2), (3, g2 * x1 - g1 * x2)):
+            own = part.sum_to_size((min(forms[j][0][0], rows), forms[j][0][1]))
+            before = sums[j]
+            sums[j] = own if before is None else before + own
+    return [_padded(total, *forms[i]) if needs[i] else None for i, total in enumerate(sums)]
+
+
+def _padded(total: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+    """A sum in an input's own dtype, with zeros for rows of a table that are not in use."""
+    if total is None:
+        return None
+    whole = torch.zeros(shape, dtype=dtype, device=total.device)
+    whole[: total.shape[0]] = total
+    return whole
 
 
 class Model(nn.Module):

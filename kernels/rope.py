@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 
 from kernels import reference
+from kernels.forms import Meta, Turn, allocate, forms_of, is_plain
 from kernels.launch import INT32_MAX, TL_DTYPES, Tile, broadcast_strides, can_launch, ceil_div, choose_tile
-from kernels.layout import Ints, View, concatenated, elementwise
+from kernels.layout import Ints, View
+from kernels.outputs import cut, plan_outputs, promoted
 from kernels.rotation import rotate
 
 __all__ = ["rope"]
@@ -130,19 +132,6 @@ def rope_kernel(
         )  # fmt: skip
 
 
-class Meta(NamedTuple):
-    """What decides a launch about a tensor: everything but its memory."""
-
-    shape: Ints
-    strides: Ints
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Meta:
-        """The form of a tensor, strides in elements."""
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
-
-
 Form = View | Meta
 
 
@@ -169,38 +158,15 @@ class Launch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The outputs to allocate, and the launch that fills them."""
+    """The outputs to allocate, and the launch that fills them.
+
+    ``turn`` is None without options; with them, columns from ``turn.columns`` on are copied.
+    """
 
     out_q: Meta
     out_k: Meta
     launch: Launch
-
-
-def _unsqueezed(table: View) -> View:
-    """A table (R, W) as (1, R, 1, W), with the strides ``unsqueeze`` gives the new dimensions."""
-    (rows, columns), (row, column) = table.shape, table.strides
-    return View((1, rows, 1, columns), (rows * row, row, columns * column, column))
-
-
-def _result(x: Meta, cos: View, sin: View) -> View:
-    """What the eager twin returns for x: it computes on (B, S, H, D) and transposes back."""
-    (batch, heads, seq, width), (sb, sh, ss, sd) = x.shape, x.strides
-    half = View((batch, seq, heads, width // 2), (sb, ss, sh, sd))
-    # Both halves have this layout, so both sums do: of x1*cos and x2*sin, of x2*cos and x1*sin.
-    part = elementwise(elementwise(half, cos), elementwise(half, sin))
-    (batch, seq, heads, width), (sb, ss, sh, sd) = concatenated([part, part])
-    return View((batch, heads, seq, width), (sb, sh, ss, sd))
-
-
-@lru_cache
-def _promoted(q: torch.dtype, k: torch.dtype, cos: torch.dtype, sin: torch.dtype) -> dict[str, torch.dtype]:
-    """The types of each product and output, by the names of the kernel's constants."""
-    types: dict[str, torch.dtype] = {}
-    for name, x in (("Q", q), ("K", k)):
-        by_cos, by_sin = torch.promote_types(x, cos), torch.promote_types(x, sin)
-        out = torch.promote_types(by_cos, by_sin)
-        types |= {f"{name}_COS_DTYPE": by_cos, f"{name}_SIN_DTYPE": by_sin, f"{name}_OUT_DTYPE": out}
-    return types
+    turn: Turn | None = None
 
 
 def _last_lane(out: Ints, tile: Tile) -> Ints:
@@ -222,26 +188,18 @@ def _is_even(steps: Ints) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta) -> Plan:
+def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta, turn: Turn | None = None) -> Plan:
     """Plan the launch for inputs of this form; raises what :func:`rope` documents."""
-    c, s = (View((min(t.shape[0], q.shape[2]), t.shape[1]), t.strides) for t in (cos, sin))
-    types = _promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
-    wide_tables = _unsqueezed(c), _unsqueezed(s)
-    outs: list[View] = []
-    for name, x in (("q", q), ("k", k)):
-        try:
-            outs.append(outs[0] if outs and x[:2] == q[:2] else _result(x, *wide_tables))
-        except RuntimeError:
-            raise ValueError(
-                f"rope: {name} {x.shape} does not broadcast with cos {c.shape} and sin {s.shape}"
-                f" (tables cut to q's {q.shape[2]} rows)"
-            ) from None
-    launch = plan_launch((q, k), outs, c, s)
+    outs = plan_outputs(q, k, cos, sin, turn)
+    rest = 0 if turn is None else q.shape[3] - turn.columns
+    inputs, results = ([x.narrowed(rest) for x in pair] for pair in ((q, k), outs))
+    launch = plan_launch(inputs, results, cut(cos, q), cut(sin, q), turn is not None and turn.interleaved)
+    types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
-    return Plan(Meta(*outs[0], types["Q_OUT_DTYPE"]), Meta(*outs[1], types["K_OUT_DTYPE"]), launch)
+    return Plan(*outs, launch, turn)
 
 
-def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View) -> Launch:
+def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View, interleaved: bool = False) -> Launch:
     """The launch that rotates two inputs into two outputs; the constants that name dtypes are left to add."""
     tile = choose_tile(max(out.shape[3] for out in outs) // 2)
     tables = [broadcast_strides(table.shape, table.strides) for table in (c, s)]
@@ -254,8 +212,12 @@ def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View) 
         rows, columns, half = batch * heads * seq, width // 2, x.shape[3] // 2
         programs.append(ceil_div(rows, tile.rows) if columns else 0)
         sizes += [rows, heads, seq, columns]
-        own = broadcast_strides((*x.shape[:3], half), x.strides), half * x.strides[3]
-        halves += [own, (out.strides, columns * out.strides[3])]
+        steps, out_steps = x.strides, out.strides
+        if interleaved:  # every other column is the first of a pair, and the next one its second
+            steps, out_steps = ((*form.strides[:3], 2 * form.strides[3]) for form in (x, out))
+        gap, out_gap = (1, 1) if interleaved else (half, columns)
+        own = broadcast_strides((*x.shape[:3], half), steps), gap * x.strides[3]
+        halves += [own, (out_steps, out_gap * out.strides[3])]
         last = _last_lane(out.shape, tile)
         for strides, offset in (*halves[-2:], *(((0, 0, *table), 0) for table in tables)):
             farthest = max(farthest, offset + sum(map(mul, last, strides)))
@@ -266,39 +228,16 @@ def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View) 
     return Launch(sum(programs), arguments, even, constants)
 
 
-def _form(name: str, x: torch.Tensor, rank: int) -> Meta:
-    """The form of an argument; raises TypeError or ValueError for what the kernel's contract leaves out."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"rope: {name} must be a torch.Tensor, not {type(x).__name__}")
-    if x.layout is not torch.strided:
-        raise TypeError(f"rope: {name} must be a strided tensor, not {x.layout}")
-    form = Meta.of(x)
-    if form.dtype not in TL_DTYPES:
-        raise TypeError(f"rope: {name} must be float16, bfloat16, float32 or float64, not {form.dtype}")
-    if len(form.shape) != rank:
-        raise ValueError(f"rope: {name} must have {rank} dimensions, not shape {form.shape}")
-    return form
-
-
-def _forms(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[Meta, Meta, Meta, Meta]:
-    """The forms of the arguments; raises TypeError or ValueError for what the kernel's contract leaves out."""
-    forms = _form("q", q, 4), _form("k", k, 4), _form("cos", cos, 2), _form("sin", sin, 2)
-    device = q.device
-    for name, x in (("k", k), ("cos", cos), ("sin", sin)):
-        if x.device != device:
-            raise ValueError(f"rope: all tensors must be on one device: q on {device}, {name} on {x.device}")
-    width, other = forms[0].shape[3], forms[1].shape[3]
-    if width % 2:
-        raise ValueError(f"rope: head_dim must be even, not {width}")
-    if other != width:
-        raise ValueError(f"rope: q and k must have one head_dim, not {width} and {other}")
-    return forms
-
-
 def rope(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    interleaved: bool = False,
+    rotary_dim: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotate query and key by position: ``x1*cos - x2*sin`` and ``x2*cos + x1*sin`` on the halves of a head.
+    """Rotate query and key by position: ``x1*cos - x2*sin`` and ``x2*cos + x1*sin`` on the pairs of a head.
 
     Args:
         q: (B, Hq, S, D), float16, bfloat16, float32 or float64, D even, any strides and storage offset.
@@ -306,22 +245,39 @@ def rope(
         cos: (R, D/2), a table of any values. Tables are cut to q's S rows, then broadcast against each half
             as PyTorch does, both ways.
         sin: (R, D/2), likewise; its shape and dtype are its own.
+        interleaved: pair column 2*i with 2*i + 1 (GPT-J) instead of i with D/2 + i (GPT-NeoX, LLaMA).
+        rotary_dim: rotate only the first so many columns, an even number; tables then have rotary_dim/2 columns, and
+            the other columns are copied. None rotates all.
 
     Returns:
         q and k rotated, in fresh memory with the shape, promoted dtype and strides of
-        :func:`kernels.reference.rope` and bit for bit its values; then cos[:S] and sin[:S], as views.
+        :func:`kernels.reference.rope` (:func:`kernels.reference.rope_with_options`, where one is given) and bit for
+        bit its values; then cos[:S] and sin[:S], as views.
 
     Raises:
-        TypeError: an argument is no strided tensor of the four dtypes.
-        ValueError: wrong rank, odd or different head_dim, mixed devices, shapes that do not broadcast.
+        TypeError: an argument is no strided tensor of the four dtypes, or an option of another type.
+        ValueError: wrong rank, odd or different head_dim, mixed devices, shapes that do not broadcast, a rotary_dim
+            that is odd or not from 2 to D.
 
-    On a GPU, or under Triton's interpreter, this is one kernel launch; on other devices it is the eager twin.
-    Gradients are :mod:`kernels.rope_backward`'s.
+    On a GPU, or under Triton's interpreter, this is one kernel launch (columns that
+    are not rotated are copied by PyTorch); on other devices it is the eager twin.
+    Gradients are :mod:`kernels.rope_backward`'s. What traces instead of running (``torch.compile``,
+    ``torch.export``, fake tensors, ``torch.func``) meets one operator, :mod:`kernels.operators`.
     """
-    forms = _forms(q, k, cos, sin)
-    plan = make_plan(*forms)
-    if not can_launch(q.device):
-        return reference.rope(q, k, cos, sin)
+    if torch.compiler.is_compiling() or not is_plain(q, k, cos, sin):
+        from kernels.operators import traced
+
+        return traced(q, k, cos, sin, interleaved, rotary_dim)
+    forms = forms_of(q, k, cos, sin)
+    if interleaved or rotary_dim is not None:
+        turn = Turn.of(forms[0].shape[3], interleaved, rotary_dim)
+        plan = make_plan(*forms, turn)
+        if not can_launch(q.device):
+            return reference.rope_with_options(q, k, cos, sin, interleaved, turn.columns)
+    else:
+        plan = make_plan(*forms)
+        if not can_launch(q.device):
+            return reference.rope(q, k, cos, sin)
     rows = forms[0].shape[2]
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, cos, sin)):
         from kernels.rope_backward import differentiable  # it launches the kernel above
@@ -334,9 +290,10 @@ def launch(
     plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q and k rotated in fresh memory, by one launch or none."""
-    device = q.device
-    out_q, out_k = (
-        torch.empty_strided(out.shape, out.strides, dtype=out.dtype, device=device) for out in (plan.out_q, plan.out_k)
-    )
+    out_q, out_k = allocate((plan.out_q, plan.out_k), q.device)
     plan.launch.run((q, k, cos, sin, out_q, out_k))
+    rest = 0 if plan.turn is None else q.shape[3] - plan.turn.columns
+    if rest:
+        for x, out in ((q, out_q), (k, out_k)):
+            out[..., -rest:].copy_(x[..., -rest:])
     return out_q, out_k

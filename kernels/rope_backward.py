@@ -11,6 +11,7 @@ element is summed by one program, in one order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,9 +20,10 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from kernels.forms import Meta, Turn
 from kernels.launch import TL_DTYPES, choose_tile
 from kernels.layout import Ints, View
-from kernels.rope import Launch, Meta, Plan, launch, plan_launch
+from kernels.rope import Launch, Plan, launch, plan_launch
 
 NOTHING = Meta((0, 1, 1, 0), (0, 0, 0, 1), torch.float32)
 
@@ -67,18 +69,19 @@ def sum_products_kernel(
 
 
 def _sum_products(
-    first: torch.Tensor | None, second: torch.Tensor | None, g: torch.Tensor, m: torch.Tensor, n: torch.Tensor
-) -> None:
+    first: torch.Tensor | None, second: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor,
+    n: torch.Tensor,
+) -> None:  # fmt: skip
     """Fill ``first`` and ``second`` (1 or B, 1 or H, 1 or S, 1 or W), or those that are given.
 
-    g is (B, H, S, 2W), m and n broadcast to (B, H, S, W).
+    a and b, the pairs of one gradient, are (B, H, S, W), and m and n broadcast to that.
     """
     out = first if first is not None else second
     assert out is not None
     if not out.numel():
         return
-    full = (*g.shape[:3], g.shape[3] // 2)
-    a, b, m, n = g[..., : full[3]], g[..., full[3] :], m.expand(full), n.expand(full)
+    full = tuple(a.shape)
+    m, n = m.expand(full), n.expand(full)
     kept = tuple(out.shape)
     summed = [1 if keep == size else size for keep, size in zip(kept, full, strict=True)]
     rows, columns = kept[0] * kept[1] * kept[2], kept[3]
@@ -99,10 +102,12 @@ def _sum_type(g: torch.Tensor) -> torch.dtype:
 
 
 @lru_cache(maxsize=1024)
-def _plan_back(gradients: tuple[Meta, Meta], outs: tuple[Meta, Meta], cos: Meta, sin: Meta, rows: int) -> Launch:
+def _plan_back(
+    gradients: tuple[Meta, Meta], outs: tuple[Meta, Meta], cos: Meta, sin: Meta, rows: int, interleaved: bool
+) -> Launch:
     """The launch that rotates gradients back into ``outs``."""
     c, s = (View((min(t.shape[0], rows), t.shape[1]), t.strides) for t in (cos, sin))
-    planned = plan_launch(gradients, outs, c, s)
+    planned = plan_launch(gradients, outs, c, s, interleaved)
     for name, out in zip("QK", outs, strict=True):
         dtypes = (torch.promote_types(out.dtype, cos.dtype), torch.promote_types(out.dtype, sin.dtype), out.dtype)
         for role, dtype in zip(("COS", "SIN", "OUT"), dtypes, strict=True):
@@ -111,7 +116,11 @@ def _plan_back(gradients: tuple[Meta, Meta], outs: tuple[Meta, Meta], cos: Meta,
 
 
 def _rotate_back(
-    pairs: list[tuple[torch.Tensor, torch.Tensor] | None], cos: torch.Tensor, sin: torch.Tensor, rows: int
+    pairs: list[tuple[torch.Tensor, torch.Tensor] | None],
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    rows: int,
+    interleaved: bool,
 ) -> None:
     """Rotate the gradient g of each pair (g, out), for q and for k, back into out (B, H, S, D), in one launch.
 
@@ -121,7 +130,8 @@ def _rotate_back(
     metas = [(Meta.of(pair[0]), Meta.of(pair[1])) if pair else (NOTHING, NOTHING) for pair in pairs]
     (gq, dq), (gk, dk) = metas
     (g_q, d_q), (g_k, d_k) = (pair or some for pair in pairs)
-    _plan_back((gq, gk), (dq, dk), Meta.of(cos), Meta.of(sin), rows).run((g_q, g_k, cos, sin, d_q, d_k), back=True)
+    planned = _plan_back((gq, gk), (dq, dk), Meta.of(cos), Meta.of(sin), rows, interleaved)
+    planned.run((g_q, g_k, cos, sin, d_q, d_k), back=True)
 
 
 class _Rope(torch.autograd.Function):
@@ -135,6 +145,7 @@ class _Rope(torch.autograd.Function):
         saved = [x if tables else None for x in (q, k)]
         saved += [x if needs_q or needs_k else None for x in (cos, sin)]
         ctx.save_for_backward(*saved)
+        ctx.turn = plan.turn or Turn(q.shape[3], False)
         ctx.forms = tuple((tuple(x.shape), x.dtype) for x in (q, k, cos, sin))
         ctx.set_materialize_grads(False)
         constant = [out for out, needs in zip(outputs, (needs_q, needs_k), strict=True) if not (needs or tables)]
@@ -144,54 +155,89 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        needs = ctx.needs_input_grad[1:]
-        *inputs, cos, sin = ctx.saved_tensors
-        found: list[torch.Tensor | None] = [None, None, None, None]
-        straight: list[tuple[torch.Tensor, torch.Tensor] | None] = [None, None]
-        rows = ctx.forms[0][0][2]
-        for i, g in enumerate(gradients):
-            if not needs[i] or g is None:
-                continue
-            shape, dtype = ctx.forms[i]
-            if tuple(g.shape) == shape:
-                out = found[i] = torch.empty(shape, dtype=dtype, device=g.device)
-                straight[i] = (g, out)
-            else:
-                found[i] = _reduced(g, cos[:rows], sin[:rows], shape).to(dtype)
-        if any(straight):
-            _rotate_back(straight, cos, sin, rows)
-        if needs[2] or needs[3]:
-            pairs = [(g, x) for g, x in zip(gradients, inputs, strict=True) if g is not None]
-            found[2:] = _tables(pairs, ctx.forms[2:], needs[2:], rows)
-        return None, *found
+        q, k, cos, sin = ctx.saved_tensors
+        return None, *pull_back(gradients, (q, k), (cos, sin), ctx.forms, ctx.needs_input_grad[1:], ctx.turn)
 
 
-def _reduced(g: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, shape: Ints) -> torch.Tensor:
-    """The gradient of an input of this shape that was broadcast against the tables, before its rounding."""
+Kind = tuple[Ints, torch.dtype]
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def pull_back(
+    gradients: Sequence[torch.Tensor | None],
+    inputs: Sequence[torch.Tensor | None],
+    tables: Sequence[torch.Tensor | None],
+    forms: Sequence[Kind],
+    needs: Sequence[bool],
+    turn: Turn,
+) -> list[torch.Tensor | None]:
+    """Gradients of q, k, cos and sin, each where needed and some output in use depends on it.
+
+    Args:
+        gradients: of both outputs, None for one that is not used.
+        inputs: q and k, needed for the gradients of tables alone.
+        tables: cos and sin, needed for the gradients of q and k alone.
+        forms: shape and dtype of q, k, cos and sin.
+        needs: which of the four are asked for.
+        turn: which columns of q and k were rotated, and how they pair up.
+    """
+    cos, sin = tables
+    found: list[torch.Tensor | None] = [None, None, None, None]
+    straight: list[tuple[torch.Tensor, torch.Tensor] | None] = [None, None]
+    rows, rest = forms[0][0][2], forms[0][0][3] - turn.columns
+    for i, g in enumerate(gradients):
+        if not needs[i] or g is None:
+            continue
+        assert cos is not None
+        assert sin is not None
+        shape, dtype = forms[i]
+        out = found[i] = torch.empty(shape, dtype=dtype, device=g.device)
+        turned = out[..., : turn.columns]
+        if tuple(g.shape) == shape:
+            straight[i] = (g[..., : turn.columns], turned)
+        else:
+            turned.copy_(_reduced(g, cos[:rows], sin[:rows], turned.shape, turn))
+        if rest:
+            out[..., -rest:] = g[..., -rest:] + 0.0  # as eager, which leaves no -0
+    if any(straight):
+        assert cos is not None
+        assert sin is not None
+        _rotate_back(straight, cos, sin, rows, turn.interleaved)
+    if needs[2] or needs[3]:
+        pairs = [
+            (turn.across(g.shape[3] - rest).pairs(g), turn.pairs(x))
+            for g, x in zip(gradients, inputs, strict=True)
+            if g is not None and x is not None
+        ]
+        found[2:] = _tables(pairs, forms[2:], (needs[2], needs[3]), rows)
+    return found
+
+
+def _reduced(g: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, shape: Ints, turn: Turn) -> torch.Tensor:
+    """The gradient of columns of this shape that were broadcast against the tables, before its rounding."""
     dx = torch.empty(shape, dtype=_sum_type(g), device=g.device)
-    half = shape[3] // 2
-    _sum_products(dx[..., :half], dx[..., half:], g, cos[None, None], sin[None, None])
+    columns = 2 * max(shape[3] // 2, cos.shape[1], sin.shape[1])
+    _sum_products(*turn.pairs(dx), *turn.across(columns).pairs(g), cos[None, None], sin[None, None])
     return dx
 
 
 def _tables(
-    pairs: list[tuple[torch.Tensor, torch.Tensor]], forms: Any, needs: tuple[bool, bool], rows: int
+    pairs: list[tuple[Pair, Pair]], forms: Any, needs: tuple[bool, bool], rows: int
 ) -> list[torch.Tensor | None]:
-    """The gradients of cos and sin that are asked for, from pairs (gradient of an output, its input)."""
+    """The gradients of cos and sin that are asked for, from (gradient of an output, its input), each in pairs."""
     if not pairs:
         return [None, None]
     cuts = [(1, 1, min(shape[0], rows), shape[1]) for shape, _ in forms]
     totals: list[torch.Tensor | None] = [None, None]
     for g, x in pairs:
-        half = x.shape[3] // 2
         sums = [
-            torch.empty(cut, dtype=_sum_type(g), device=g.device) if need else None
+            torch.empty(cut, dtype=_sum_type(g[0]), device=g[0].device) if need else None
             for cut, need in zip(cuts, needs, strict=True)
         ]
         together = [sums] if cuts[0] == cuts[1] else [[sums[0], None], [None, sums[1]]]
         for first, second in together:
             if first is not None or second is not None:
-                _sum_products(first, second, g, x[..., :half], x[..., half:])
+                _sum_products(first, second, *g, *x)
         totals = [t if part is None else part if t is None else t + part for t, part in zip(totals, sums, strict=True)]
     found: list[torch.Tensor | None] = []
     for total, (shape, dtype) in zip(totals, forms, strict=True):

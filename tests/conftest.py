@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import triton
 
 from fuzzrope.case import Case, TensorSpec, Values
 from fuzzrope.geometry import dense
-from fuzzrope.run import Runner
+from fuzzrope.interpreter.engine import Engine
+from fuzzrope.run import Runner, driver
 from fuzzrope.run.runner import Limits
 from fuzzrope.targets import Target, find
 
@@ -55,3 +57,22 @@ def runner_of() -> Iterator[Callable[..., Runner]]:
 def hostile(name: str) -> Target:
     """A hostile candidate by the name of its file."""
     return find(str(HOSTILE / f"{name}.py"))
+
+
+@pytest.fixture(scope="session")
+def only_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One for all tests: Triton remembers what it compiled a kernel to, and that belongs to an engine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield Engine()
+
+
+@pytest.fixture
+def engine(only_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """The engine, ready for launches on ordinary tensors, which has noticed nothing yet."""
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver.ImaginaryDriver())
+    only_engine.reset()
+    only_engine.install()
+    yield only_engine
+    only_engine.uninstall()
+    only_engine.reset()

@@ -3,7 +3,6 @@
 Long because the contract is: one section a clause, sharing the layouts that are drawn.
 """
 
-import ast
 import importlib
 import itertools
 import math
@@ -21,12 +20,12 @@ import torch
 
 import kernels
 from kernels import reference
+from kernels.forms import Meta
 from kernels.launch import INT32_MAX, TL_DTYPES, choose_tile
-from kernels.rope import Meta, make_plan, rope
+from kernels.rope import make_plan, rope
 
 # The package's name ``rope`` is the function; what it launches is in the module of that name.
 MODULE = importlib.import_module("kernels.rope")
-SOURCES = sorted(Path(kernels.__file__).parent.rglob("*.py"))
 
 NAMES = ("q", "k", "cos", "sin")
 DTYPES = tuple(TL_DTYPES)
@@ -488,72 +487,11 @@ def test_loads_are_wide_only_if_no_layout_and_no_address_is_odd(launches: Launch
     assert not vector(lambda t: torch.nn.functional.pad(t, (0, 4)))
 
 
-# The sources
-
-
-def jit_functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and any(
-            "jit" in ast.unparse(d).split("(")[0] for d in node.decorator_list
-        ):
-            yield node
-
-
-def forbidden(function: ast.FunctionDef) -> list[str]:
-    """Statements a kernel must not have: break, continue, and any return but the last statement of all."""
-    found = [type(node).__name__ for node in ast.walk(function) if isinstance(node, (ast.Break, ast.Continue))]
-    returns = [node for node in ast.walk(function) if isinstance(node, ast.Return)]
-    return found + ["Return" for node in returns if node is not function.body[-1]]
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_kernels_have_no_break_continue_or_early_return(path: Path):
-    for function in jit_functions(ast.parse(path.read_text())):
-        assert forbidden(function) == [], function.name
-
-
-def test_the_syntax_trees_hold_every_kernel():
-    found = {function.name for path in SOURCES for function in jit_functions(ast.parse(path.read_text()))}
-    assert found >= {"rope_kernel", "rotate_rows", "rotate", "rounded_product"}
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ("for i in range(3):\n  break", ["Break"]),
-        ("for i in range(3):\n  continue", ["Continue"]),
-        ("if x:\n  return\nreturn", ["Return"]),
-        ("return 1", []),
-        ("if x:\n  return 1", ["Return"]),
-        ("return 1\nx = 2", ["Return"]),
-    ],
-)
-def test_the_check_of_syntax_trees_sees_what_is_forbidden(body: str, expected: list[str]):
-    source = "@triton.jit\ndef kernel(x):\n" + "".join(f"  {line}\n" for line in body.splitlines())
-    (function,) = jit_functions(ast.parse(source))
-    assert forbidden(function) == expected
-
-
 def test_tiles_are_powers_of_two_and_bounded():
     for columns in (*range(300), 2**15, 2**15 + 1):
         tile = choose_tile(columns)
         assert all(size > 0 and size & (size - 1) == 0 for size in tile)
         assert tile.rows * tile.columns <= 4096
-
-
-def imported(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield (node.module or "").partition(".")[0]
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_no_source_of_kernels_imports_fuzzrope(path: Path):
-    tree = ast.parse(path.read_text())
-    assert "fuzzrope" not in imported(tree)
-    assert not any(isinstance(n, ast.Constant) and n.value == "fuzzrope" for n in ast.walk(tree))
 
 
 # In processes of their own

@@ -1,0 +1,183 @@
+"""One file out of many: what it imports, that it is whole, and that it is still our kernel."""
+
+import ast
+import builtins
+import subprocess
+import symtable
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fuzzrope.campaign import run_campaign
+from fuzzrope.cli import cli
+from fuzzrope.events import Event, Example, Seen
+from fuzzrope.settings import PROFILES
+from fuzzrope.targets import find
+from kernels import export
+from tests.kernels.test_sources import empty_grids, forbidden, jit_functions, odd_blocks
+
+FOLDER = Path(export.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.py"
+    assert export.main([str(path)]) == 0
+    return path
+
+
+def test_the_file_imports_nothing_but_torch_triton_and_the_standard_library(file: Path):
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            found.add((node.module or "").partition(".")[0])
+    assert {"torch", "triton"} <= found <= {"torch", "triton", *sys.stdlib_module_names}
+
+
+def test_the_file_looks_up_no_name_that_it_does_not_define(file: Path):
+    assert undefined(file.read_text()) == set()
+    assert undefined("def f():\n    return lambda: g\n") == {"g"}
+
+
+def undefined(text: str) -> set[str]:
+    """Global names that are looked up anywhere and bound nowhere."""
+    top = symtable.symtable(text, "file", "exec")
+    bound = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    bound |= {child.get_name() for child in top.get_children()} | set(dir(builtins)) | {"__name__"}
+    tables, wanted = [top], set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        wanted |= {s.get_name() for s in table.get_symbols() if s.is_referenced() and (s.is_global() or table is top)}
+    return wanted - bound
+
+
+def test_the_file_has_the_form_that_is_asked_for(file: Path):
+    tree = ast.parse(file.read_text())
+    assert ast.get_docstring(tree)
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert classes.count("ModelNew") == 1
+    assert not any(isinstance(node, ast.If) for node in tree.body)
+    kernels = list(jit_functions(tree))
+    assert {"rope_kernel", "rotate", "sum_products_kernel"} <= {kernel.name for kernel in kernels}
+    assert all(forbidden(kernel) == [] for kernel in kernels)
+    assert odd_blocks(tree) == []
+    assert empty_grids(tree, {kernel.name for kernel in kernels}) == []
+
+
+def test_docstrings_and_comments_come_along(file: Path):
+    text = file.read_text()
+    for line in ("So none is specialized: one flag, VECTOR, says all", "# the widest load of one thread"):
+        assert line in (FOLDER / "rope.py").read_text()
+        assert line in text
+    assert '"""Rotate query and key by position' in text
+
+
+def test_what_the_model_does_not_reach_is_left_out(file: Path):
+    text = file.read_text()
+    assert "def get_inputs" in (FOLDER / "reference.py").read_text()
+    assert "get_inputs(" not in text
+    assert "class ModelNew" in text
+    assert "main(" not in text
+
+
+def test_the_same_modules_give_the_same_file(file: Path, tmp_path: Path):
+    other = tmp_path / "again.py"
+    result = CliRunner().invoke(cli, ["export", str(other)])
+    assert result.exit_code == 0, result.output
+    assert other.read_bytes() == file.read_bytes()
+    seeds = [subprocess.run([sys.executable, "-I", export.__file__, str(other)], env={"PYTHONHASHSEED": seed})
+             for seed in "01"]  # fmt: skip
+    assert [done.returncode for done in seeds] == [0, 0]
+    assert other.read_bytes() == file.read_bytes()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = str(tmp_path / "missing" / "out.py")
+    assert export.main([path]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    result = CliRunner().invoke(cli, ["export", path])
+    assert result.exit_code != 0
+    assert export.main([]) == 2
+    assert export.main(["--help"]) == 2
+    assert capsys.readouterr().err.startswith("usage")
+
+
+def test_the_judge_finds_nothing_at_the_strict_level(file: Path):
+    events: list[Event] = []
+    settings = PROFILES["quick"].with_changes(seed=11, max_examples=300, max_time=600.0, level="strict")
+    run_campaign(find(str(file)).at("strict"), settings, None, events.append)
+    examples = [event for event in events if isinstance(event, Example)]
+    assert len(examples) == 300
+    assert [event.finding.message for event in events if isinstance(event, Seen)] == []
+    assert not any(example.skipped for example in examples)
+
+
+def test_the_judge_finds_a_mistake_in_such_a_file(file: Path, tmp_path: Path):
+    text = file.read_text()
+    line = "first = (c1.to(tl.float32) - s2.to(tl.float32)).to(OUT_DTYPE)"
+    assert text.count(line) == 1
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(text.replace(line, line.replace("-", "+")))
+    events: list[Event] = []
+    settings = PROFILES["quick"].with_changes(seed=11, max_examples=20, max_time=600.0, level="strict", max_findings=1)
+    run_campaign(find(str(wrong)).at("strict"), settings, None, events.append)
+    assert "mismatch" in {event.finding.kind for event in events if isinstance(event, Seen)}
+
+
+# Merging
+
+
+def merged(monkeypatch: pytest.MonkeyPatch, folder: Path, **modules: str) -> str:
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.setattr(export, "FOLDER", folder)
+    return export.exported()
+
+
+MODEL = "from kernels.a import f\nclass ModelNew:\n    x = f\n"
+
+
+def test_modules_stand_in_the_order_of_their_imports_and_late_imports_follow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    a = "from kernels.b import g\ndef f():\n    from kernels.c import h  # late\n\n    return g, h\n"
+    text = merged(monkeypatch, tmp_path, ModelNew=MODEL, a=a, b="g = 1\n", c="from kernels.a import f\nh = f\n")
+    names: dict[str, object] = {}
+    exec(compile(text, "merged", "exec"), names)
+    assert names["f"]() == (1, names["f"])  # type: ignore[operator]
+    assert "import" not in text.replace("from __future__ import annotations", "")
+
+
+def test_a_module_imported_by_name_leaves_its_name_as_a_prefix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    a = "from kernels import b\ndef f():\n    return b.f(2)\n"
+    text = merged(monkeypatch, tmp_path, ModelNew=MODEL, a=a, b="Y = 3\ndef f(x: int):\n    return x * Y\n")
+    names: dict[str, object] = {}
+    exec(compile(text, "merged", "exec"), names)
+    assert names["f"]() == 6  # type: ignore[operator]
+    assert "b_f" in names
+    assert "b_Y" in names
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ({"a": "from kernels.b import g\nf = g\n", "b": "g = f = 1\n"}, "a and b both define f"),
+        (
+            {"a": "from kernels import b\ndef f(b):\n    return b.f\n", "b": "f = 1\n"},
+            "b is also the name",
+        ),
+        ({"a": "from kernels import b as c\nf = c.g\n", "b": "g = 1\n"}, "under another name"),
+    ],
+    ids=["two definitions", "a local name", "an alias"],
+)
+def test_what_cannot_be_merged_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, modules: dict[str, str], message: str
+):
+    with pytest.raises(export.ExportError, match=message):
+        merged(monkeypatch, tmp_path, ModelNew=MODEL, **modules)
