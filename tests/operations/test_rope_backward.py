@@ -5,7 +5,7 @@ from fuzzrope.case import FLOATS, Case
 from fuzzrope.draw import search
 from fuzzrope.judge.gradients import ill_posed
 from fuzzrope.operations import OPERATIONS
-from fuzzrope.operations.rope_backward import ONE_IN
+from fuzzrope.operations.backward import ONE_IN
 
 ROPE = OPERATIONS["rope"]
 BLOCKS = (16, 64)
