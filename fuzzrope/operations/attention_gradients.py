@@ -201,7 +201,7 @@ def gradients(
         if o is not None:
             empty = exactly(np.zeros((0, k.shape[2], v.shape[3])), attention.wide)
             dv = attention.setting.cast(_stacked([dv for _, dv in found], empty), v.dtype)
-            total, sizes = grouped(dv, tuple(v.shape), q.shape[1], attention.sums)
+            total, _ = grouped(dv, tuple(v.shape), q.shape[1], attention.sums)
             parts["v"].append(total)
         return envelopes({name: some for name, some in parts.items() if some}, tensors, requires)
 

@@ -117,7 +117,7 @@ def classify(case: Case, outputs: tuple[str, ...]) -> Iterator[str]:
     cotangents = dict(case.backward.cotangents)
     every = requires(tuple(name for name, _ in case.tensors))
     yield from (f"gradient of: {name}" for name, some in every.items() if some == case.backward.requires)
-    dtypes = {spec.dtype for _, spec in case.specs}
+    dtypes = {spec.dtype for _, spec in case.tensors}
     yield from (f"gradient dtype: {dtype}" for dtype in dtypes if len(dtypes) == 1)
     for spec in cotangents.values():
         shown = traits(spec)
