@@ -18,7 +18,7 @@ from fuzzrope.numbers import clipped, format_of
 from fuzzrope.operations import doubled, fused, softmax
 from fuzzrope.operations.attention_envelopes import Head, heads_of
 from fuzzrope.operations.attention_envelopes import setting as forward_setting
-from fuzzrope.operations.balls import Balls, dot, exactly, gamma, plus, settled, summed, times
+from fuzzrope.operations.balls import Balls, dot, exactly, gamma, joined, least_of, plus, settled, summed, times
 from fuzzrope.operations.base import Envelope, Options, Tensors
 from fuzzrope.operations.fused_gradients import NEAR, Setting, envelopes, grouped, pulled
 from fuzzrope.operations.operands import rounding
@@ -69,13 +69,13 @@ class _Attention:
             do = self.setting.cast(exactly(given.o, self.wide), self.v_type)
             held = self.setting.cast(weights, self.v_type).marked(weights.odd, weights.open)
             nil = ~self.seen.T[None]
-            dv = dot(held[None].transposed(), do[None], self.step, self.sums.half_step, self.limit, nil)[0]
+            dv = dot(held[None].transposed(), do[None], self.step, least_of(self.sums), self.limit, nil)[0]
             dv = dv.rounded(4 * self.roundoff)
         if given.lse is not None:
             dl = exactly(given.lse[:, None], self.wide)
             sizes = inner.size + dl.size
             inner = plus(inner, dl).wider(4 * self.roundoff * sizes).rounded(0.0, 0.0, self.limit)
-        ds = times(weights, inner).rounded(4 * self.form.roundoff, 4 * self.form.half_step)
+        ds = times(weights, inner).rounded(4 * self.form.roundoff, 4 * least_of(self.form))
         ds = self.settle(ds, head, self.states(head, broken, given))
         return (ds if self.options.get("softcap") is None else self.uncapped(ds, head)), dv
 
@@ -106,11 +106,11 @@ class _Attention:
         known = exactly(cotangent, self.wide)
         v = exactly(np.where(usual, values, 0.0), self.wide).rounded(cut.relative, cut.absolute)
         do = self.setting.cast(exactly(np.where(known.odd, 0.0, cotangent), self.wide), self.v_type)
-        dp = dot(do[None], v[None].transposed(), self.step, self.sums.half_step, self.limit)[0]
+        dp = dot(do[None], v[None].transposed(), self.step, least_of(self.sums), self.limit)[0]
         # Eager divides do by the sum of weights, and rounds the product to v's type.
         steps = (1 + head.found.total[0])[:, None]
         dp = dp.rounded(4 * self.roundoff)
-        dp = self.setting.cast(dp, self.v_type).wider(np.where(dp.size > 0, self.held.half_step * steps, 0.0))
+        dp = self.setting.cast(dp, self.v_type).wider(np.where(dp.size > 0, least_of(self.held) * steps, 0.0))
         delta = self.delta(head, weights, do, known, dp, values)
         inner = plus(dp, delta.flipped())
         inner = inner.wider(4 * self.roundoff * (dp.size + delta.size))
@@ -131,7 +131,7 @@ class _Attention:
         o = settled(high, low, bound + (2.0**-1070 if self.wide else 0.0), never, never, self.wide)
         plain = settled(known.high, known.low, known.radius, never, do.open, self.wide)
         first = summed(times(plain, o), (1,), self.roundoff)
-        first = first.wider(self.roundoff * first.size).rounded(0.0, 4 * (len(values) + 2) * self.sums.half_step)
+        first = first.wider(self.roundoff * first.size).rounded(0.0, 4 * (len(values) + 2) * least_of(self.sums))
         second = weights.radius * dp.size + np.abs(weights.high) * dp.radius
         count = gamma(len(values) + 4, self.roundoff)
         second = (second + count * weights.size * dp.size).sum(axis=1, keepdims=True) * (1 + 2.0**-20)
@@ -176,7 +176,7 @@ class _Attention:
         factor = settled(high, low, radius, np.zeros(shape, dtype=bool), head.fixed, self.wide)
         reach = max(1.0, cap)  # it may be multiplied by the cap before it is divided by it
         ds = ds.rounded(0.0, 0.0, self.limit / reach)
-        capped = times(ds, factor).rounded(6 * u, 4 * self.form.half_step * reach)
+        capped = times(ds, factor).rounded(6 * u, 4 * least_of(self.form) * reach)
         nil = ~self.seen & ~(ds.odd | ds.open)
         return settled(capped.high, capped.low, capped.radius, capped.odd, capped.open & ~nil, self.wide)
 
@@ -207,7 +207,4 @@ def gradients(
 
 
 def _stacked(heads: list[Balls], empty: Balls) -> Balls:
-    if not heads:
-        return empty
-    parts = (np.stack([getattr(head, field) for head in heads]) for field in Balls.__slots__[:5])
-    return Balls(*parts, empty.wide)
+    return joined(heads, np.stack) if heads else empty

@@ -8,10 +8,13 @@ IEEE 754 nothing that an odd number is multiplied by or added to makes it finite
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from fuzzrope.numbers import Format
 from fuzzrope.operations import doubled
 
 Array = np.ndarray
@@ -45,7 +48,7 @@ class Balls:
         """The largest magnitude."""
         return np.abs(self.high) + self.radius
 
-    def __getitem__(self, at: object) -> Balls:
+    def __getitem__(self, at: Any) -> Balls:
         return self._each(lambda part: part[at])
 
     def transposed(self) -> Balls:
@@ -60,10 +63,8 @@ class Balls:
         """With the other sign."""
         return replace(self, high=-self.high, low=-self.low)
 
-    def _each(self, change: object) -> Balls:
-        assert callable(change)
-        parts = (change(part) for part in (self.high, self.low, self.radius, self.odd, self.open))
-        return Balls(*parts, self.wide)
+    def _each(self, change: Callable[[Array], Array]) -> Balls:
+        return joined([self], lambda parts: change(parts[0]))
 
     def wider(self, more: Array) -> Balls:
         """With a larger radius."""
@@ -82,6 +83,13 @@ class Balls:
     def marked(self, odd: Array, opened: Array) -> Balls:
         """With more that is odd or open."""
         return settled(self.high, self.low, self.radius, self.odd | odd, self.open | opened, self.wide)
+
+
+def joined(balls: Sequence[Balls], join: Callable[[list[Array]], Array]) -> Balls:
+    """Balls made of others, the same way in each part; of at least one."""
+    high, low, radius = (join([getattr(b, part) for b in balls]) for part in ("high", "low", "radius"))
+    odd, opened = (join([getattr(b, part) for b in balls]) for part in ("odd", "open"))
+    return Balls(high, low, radius, odd, opened, balls[0].wide)
 
 
 def settled(high: Array, low: Array, radius: Array, odd: Array, opened: Array, wide: bool) -> Balls:
@@ -120,7 +128,7 @@ def times(a: Balls, b: Balls) -> Balls:
         high, low = a.high * b.high, np.zeros(shape)
     radius = np.abs(a.high) * b.radius + a.radius * b.size
     size = a.size * b.size
-    radius = radius + _own(1, a.wide) * size + (size > 0) * _lost(1, a.wide)
+    radius = radius + _own(1, a.wide) * size + ((a.size > 0) & (b.size > 0)) * _lost(1, a.wide)
     return settled(high, low, radius, a.odd | b.odd, a.open | b.open, a.wide)
 
 
@@ -135,7 +143,7 @@ def summed(a: Balls, axes: tuple[int, ...], step: float) -> Balls:
             high, low = (part.sum(axis=axis, keepdims=True) for part in (high, low))
     size = a.size.sum(axis=axes, keepdims=True)
     radius = a.radius.sum(axis=axes, keepdims=True) + (gamma(count, step) + _own(count, a.wide)) * size
-    odd, opened = (flag.any(axis=axes, keepdims=True) for flag in (a.odd, a.open))
+    odd, opened = (np.asarray(flag.any(axis=axes, keepdims=True)) for flag in (a.odd, a.open))
     return settled(high, low, radius, odd, opened, a.wide)
 
 
@@ -159,18 +167,24 @@ def dot(a: Balls, b: Balls, step: float, least: float, limit: float, nil: Array 
     sizes = np.matmul(a.size, b.size)
     radius = np.matmul(np.abs(a.high), b.radius) + np.matmul(a.radius, b.size)
     radius = radius * (1 + 2.0**-40) + (gamma(count, step) + _own(count, a.wide)) * sizes
-    radius = radius + (sizes > 0) * (4 * (count + 2) * least + _lost(count, a.wide))
+    moved = met(a.size > 0, b.size > 0) if a.wide else sizes > 0  # a product may underflow to zero
+    radius = radius + moved * (4 * (count + 2) * least + _lost(count, a.wide))
     odd, opened = np.zeros(high.shape, dtype=bool), sizes >= limit
     if (a.odd | a.open).any() or (b.odd | b.open).any():
         skipped = np.zeros(a.high.shape, dtype=bool) if nil is None else np.broadcast_to(nil, a.high.shape)
-        odd = a.odd.any(axis=-1)[..., None] | met(~skipped, b.odd)
-        opened = opened | a.open.any(axis=-1)[..., None] | b.open.any(axis=-2)[..., None, :] | met(skipped, b.odd)
+        odd = a.odd.any(axis=-1, keepdims=True) | met(~skipped, b.odd)
+        opened = opened | a.open.any(axis=-1, keepdims=True) | b.open.any(axis=-2, keepdims=True) | met(skipped, b.odd)
     return settled(high, low, radius, odd, opened, a.wide)
 
 
 def met(a: Array, b: Array) -> Array:
     """Whether for some n the one flag (..., rows, n) holds and the other (..., n, columns)."""
     return np.asarray(np.matmul(a.astype(np.float32), b.astype(np.float32)) > 0)
+
+
+def least_of(form: Format) -> float:
+    """Half the smallest subnormal number of a format, or for float64, which does not hold that, the whole."""
+    return max(form.half_step, 2.0**-1074)
 
 
 def gamma(count: int, step: float) -> float:

@@ -18,7 +18,18 @@ import torch
 
 from fuzzrope.numbers import Exact, Format, clipped, format_of
 from fuzzrope.operations import fused
-from fuzzrope.operations.balls import WIDE_UNDERFLOW, Balls, dot, exactly, plus, settled, summed, times
+from fuzzrope.operations.balls import (
+    WIDE_UNDERFLOW,
+    Balls,
+    dot,
+    exactly,
+    joined,
+    least_of,
+    plus,
+    settled,
+    summed,
+    times,
+)
 from fuzzrope.operations.base import Envelope, Options, Tensors
 from fuzzrope.operations.operands import Factors, factors, rounding
 from fuzzrope.operations.scores import LOG2E, SCALING, is_tf32, step_of
@@ -63,7 +74,7 @@ class Setting:
         """Rounded on the way into a product of this dtype, maybe before or after it is multiplied by ``reach``."""
         form, cut = format_of(dtype), rounding(dtype, is_tf32(self.options))
         relative = form.roundoff + cut.relative
-        return balls.rounded(relative, (form.half_step + cut.absolute) * max(1.0, reach), form.max / cut.reach * NEAR)
+        return balls.rounded(relative, (least_of(form) + cut.absolute) * max(1.0, reach), form.max / cut.reach * NEAR)
 
 
 def gradients(
@@ -87,7 +98,7 @@ def pulled(ds: Balls, setting: Setting) -> Parts:
     scale, tf32 = fused.scale_of(options, q.shape[3]), is_tf32(options)
     reach = max(1.0, abs(scale))
     limit = work.max * NEAR * min(1.0, max(abs(scale), 2.0**-60))
-    step, least = step_of(setting.dot, tf32), work.half_step * reach
+    step, least = step_of(setting.dot, tf32), least_of(work) * reach
     ds = ds.rounded(0.0, 0.0, format_of(setting.dot).max * NEAR).scaled(scale).rounded(SCALING * work.roundoff)
     ds = setting.cast(ds, setting.dot, abs(scale))
     rows_q, rows_k = _operands(setting, scale)
@@ -95,10 +106,10 @@ def pulled(ds: Balls, setting: Setting) -> Parts:
     dy = dot(ds.transposed(), rows_q, step, least, limit, ~seen.T).rounded(SCALING * work.roundoff)
     found: Parts = {name: [] for name in tensors}
     dx = setting.cast(dx, _turned(tensors, "q")).reshaped(*q.shape)
-    _rotated_back("q", dx, dx.size, ~seen.any(axis=1), setting, found)
+    _rotated_back("q", dx, dx.size, np.asarray(~seen.any(axis=1)), setting, found)
     dy = setting.cast(dy, _turned(tensors, "k"))  # of each head of q, before they are added
     dy, sizes = grouped(dy, tuple(k.shape), q.shape[1], work)
-    _rotated_back("k", setting.cast(dy, _turned(tensors, "k")), sizes, ~seen.any(axis=0), setting, found)
+    _rotated_back("k", setting.cast(dy, _turned(tensors, "k")), sizes, np.asarray(~seen.any(axis=0)), setting, found)
     return found
 
 
@@ -124,8 +135,8 @@ def _operands(setting: Setting, scale: float) -> tuple[Balls, Balls]:
     group = q.shape[1] // k.shape[1] if k.shape[1] else 1
     found = []
     for x, first, repeat in ((q, options.get("q_offset", 0), 1), (k, 0, group)):
-        tables = (fused.rows_of(tensors[name], first, x.shape[2]) for name in ("cos", "sin"))
-        found.append(_as_balls(factors(x, *tables, loss, fold, False, repeat), setting.wide))
+        cos, sin = (fused.rows_of(tensors[name], first, x.shape[2]) for name in ("cos", "sin"))
+        found.append(_as_balls(factors(x, cos, sin, loss, fold, False, repeat), setting.wide))
     return found[0], found[1]
 
 
@@ -166,8 +177,8 @@ def _rotated_back(name: str, g: Balls, sizes: Array, still: Array, setting: Sett
     upper = loss.taken(upper, z1 * c.size + z2 * s.size, np.maximum(z1, z2), c.size + s.size)
     lower = _loosened(plus(times(g2, c), times(g1, s).flipped()), at)
     lower = loss.taken(lower, z2 * c.size + z1 * s.size, np.maximum(z1, z2), c.size + s.size)
-    both = [np.stack([getattr(part, field) for part in (upper, lower)], axis=3) for field in Balls.__slots__[:5]]
-    found[name].append(Balls(*both, wide).reshaped(*x.shape))
+    both = joined([upper, lower], lambda parts: np.stack(parts, axis=3))
+    found[name].append(both.reshaped(*x.shape))
     for table, (a, b), (za, zb), turn in (("cos", (g1, g2), (z1, z2), False), ("sin", (g2, g1), (z2, z1), True)):
         second = times(b, x2)
         term = _loosened(plus(times(a, x1), second.flipped() if turn else second), at)
@@ -202,7 +213,7 @@ class _Loss:
     def taken(self, x: Balls, sizes: Array, largest: Array, factor: Array) -> Balls:
         """x with this loss: from terms of such sizes in sum, gradients no larger, and factors of such a sum."""
         more = np.expm1(self.steps * np.log1p(self.form.roundoff)) * (sizes + x.radius)
-        cut = (2 * self.count + self.steps + factor) * max(form.half_step for form in (self.form, *self.products))
+        cut = (2 * self.count + self.steps + factor) * max(least_of(form) for form in (self.form, *self.products))
         far = sizes >= self.form.max * NEAR
         for form in self.products:
             far = far | (largest >= form.max * NEAR)
@@ -217,13 +228,13 @@ def _loosened(x: Balls, where: Array) -> Balls:
 def _placed(x: Balls, shape: tuple[int, ...], first: int) -> Balls:
     """Rows as those of a table from ``first`` on; the others are zero."""
     first = 0 if shape[0] == 1 else first
-    parts = []
-    for field in Balls.__slots__[:5]:
-        part = getattr(x, field)
-        whole = np.zeros(shape, dtype=part.dtype)
-        whole[first : first + part.shape[0]] = part
-        parts.append(whole)
-    return Balls(*parts, x.wide)
+
+    def put(parts: list[Array]) -> Array:
+        whole = np.zeros(shape, dtype=parts[0].dtype)
+        whole[first : first + len(parts[0])] = parts[0]
+        return whole
+
+    return joined([x], put)
 
 
 def envelopes(parts: Mapping[str, list[Balls]], tensors: Tensors, requires: tuple[str, ...]) -> dict[str, Envelope]:
@@ -242,7 +253,7 @@ def _envelope(parts: list[Balls], form: Format) -> Envelope:
         total, sizes = plus(total, part), sizes + part.size
     total = _Loss(len(parts), form, ()).taken(total, sizes, sizes, np.zeros(sizes.shape))
     flat = total.reshaped(-1)
-    least = max(form.half_step, 2.0**-1074)  # what an exact zero may be off by, so that nothing is divided by zero
+    least = least_of(form)  # what an exact zero may be off by, so that nothing is divided by zero
     bound = np.where(flat.open, np.inf, np.maximum(flat.radius, least))
     exact = Exact(flat.high, flat.low, np.zeros(flat.high.shape, dtype=np.int64)) if flat.wide else Exact.of(flat.high)
     edge = form.overflow[0] * form.max
