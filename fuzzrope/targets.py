@@ -65,15 +65,19 @@ class Target:
         return replace(self, level=level, exact=self.exact and level == "strict")
 
 
-def _specimen(name: str, summary: str, operation: str = "rope", gradients: bool = False) -> Target:
+def _specimen(name: str, summary: str, operation: str = "rope", gradients: bool = False, kernel: bool = True) -> Target:
     entry = f"fuzzrope.specimens.{name.replace('-', '_')}:ModelNew"
-    return Target(f"specimen:{name}", entry, operation, gradients=gradients, summary=summary)
+    return Target(f"specimen:{name}", entry, operation, kernel=kernel, gradients=gradients, summary=summary)
 
 
-def _variant(name: str, entry: str, summary: str, operation: str = "rope", kernel: bool = True) -> Target:
+def _variant(
+    name: str, entry: str, summary: str, operation: str = "rope", kernel: bool = True, gradients: bool = False
+) -> Target:
     """A correct implementation that rounds or runs differently: it has to pass."""
     entry = f"fuzzrope.specimens.{entry}"
-    return Target(f"variant:{name}", entry, operation, kernel=kernel, summary=f"no flaw: {summary}")
+    return Target(
+        f"variant:{name}", entry, operation, kernel=kernel, gradients=gradients, summary=f"no flaw: {summary}"
+    )
 
 
 REGISTERED: tuple[Target, ...] = (
@@ -160,6 +164,14 @@ REGISTERED: tuple[Target, ...] = (
             ("empty-rows", "answers NaN where a row sees no key"),
         )
     ),
+    *(
+        _specimen(name, summary, operation, gradients=True, kernel=False)
+        for name, summary, operation in (
+            ("qk-group-first-head", "the gradient of k comes from the first head of its group", "rope_qk"),
+            ("attention-no-delta", "leaves do · o out of the gradient of softmax", "rope_attention"),
+            ("attention-softcap-forgotten", "does not differentiate softcap", "rope_attention"),
+        )
+    ),
     Target(
         "specimen:tiled",
         "fuzzrope.specimens.tiled:ModelNew",
@@ -189,6 +201,15 @@ REGISTERED: tuple[Target, ...] = (
             ("folded", "Folded", "scale multiplied into q first"),
             ("double", "Double", "float64 inside"),
             ("twin", "Twin", "plain PyTorch"),
+        )
+    ),
+    *(
+        _variant(f"{prefix}-{name}", f"{entry}", what, operation, kernel=False, gradients=True)
+        for prefix, operation, kind in (("qk", "rope_qk", "QK"), ("attention", "rope_attention", "Attention"))
+        for name, entry, what in (
+            ("eager-grad", f"{prefix}_tiled:Twin", "plain PyTorch, differentiated by autograd"),
+            ("flash-grad", f"fused_differentiable:Differentiable{kind}", "a backward pass in 16-bit products"),
+            ("other-grad", f"fused_differentiable:Other{kind}", "a backward pass that rounds elsewhere"),
         )
     ),
 )

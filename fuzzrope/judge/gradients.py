@@ -13,7 +13,7 @@ from fuzzrope.build import Built
 from fuzzrope.case import Case
 from fuzzrope.findings import Finding, finding
 from fuzzrope.judge.values import Errors, as_tensor, compare
-from fuzzrope.operations import Differentiable, Operation
+from fuzzrope.operations import OPERATIONS, Differentiable, Operation
 from fuzzrope.outcome import Outcome, Output, Raised
 
 Reference = dict[str, torch.Tensor]
@@ -22,8 +22,9 @@ Reference = dict[str, torch.Tensor]
 def ill_posed(case: Case, expected: Reference) -> str:
     """Why the cotangents are none of these outputs', or nothing."""
     cotangents = case.backward.cotangents if case.backward else ()
+    returned = OPERATIONS[case.operation].results(dict(case.options))
     for name, spec in cotangents:
-        if name not in expected:
+        if name not in returned:
             return f"a cotangent is given for {name}, which {case.operation} does not return"
         form = str(expected[name].dtype).removeprefix("torch."), tuple(expected[name].shape)
         if (spec.dtype, spec.shape) != form:

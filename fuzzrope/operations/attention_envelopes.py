@@ -5,6 +5,7 @@ Rules for what is not finite are in ``docs/bounds.md``, section rope_attention.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,39 +60,67 @@ class _Parts:
         return Envelope(exact, self.bound.reshape(-1), finite, nan, up, down, never, tame)
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is known of one head before values come in.
+
+    Attributes:
+        scores: before softcap.
+        capped: after it; the same where there is none.
+        found: what softmax makes of them.
+        row: what is not finite in its rows.
+        fixed: scores that were infinite before softcap made them finite.
+    """
+
+    scores: softmax.Scores
+    capped: softmax.Scores
+    found: softmax.Rows
+    row: Row
+    fixed: Array
+
+
 def envelopes(tensors: Tensors, options: Options) -> dict[str, Envelope]:
     """Oracle and bound of o and lse."""
     q, k, v = tensors["q"], tensors["k"], tensors["v"]
     rows, keys, width = q.shape[2], k.shape[2], v.shape[3]
     heads, group = q.shape[0] * q.shape[1], q.shape[1] // k.shape[1] if k.shape[1] else 1
-    dtype = fused.dot_dtype(tensors)
-    form = format_of(fused.work_dtype(dtype))
-    how = _arithmetic(v.dtype, dtype, options)
-    wide = torch.float64 in (dtype, v.dtype)
-    seen = fused.visible(options, rows, keys)
+    form, how, wide = setting(tensors, options)
     o, lse = _Parts((heads, rows, width)), _Parts((heads, rows))
+    values = v.to(torch.float64).numpy().reshape(q.shape[0] * k.shape[1], keys, width)
     with np.errstate(all="ignore"):
-        given = scores(tensors, options, None, LOG2E)
-        kinds = _kinds(given, (heads, rows, keys))
-        high, low, error = _plain(given, (heads, rows, keys))
-        cap = options.get("softcap")
-        if cap is not None:
-            high = np.where(kinds.positive | kinds.negative, np.where(kinds.positive, 1e30, -1e30) * cap, high)
-            low, error = (np.where(kinds.positive | kinds.negative, 0.0, part) for part in (low, error))
-            finite = kinds.finite | kinds.positive | kinds.negative
-            never = np.zeros_like(finite)
-            kinds = _Kinds(finite, kinds.nan, never, never)
-        values = v.to(torch.float64).numpy().reshape(q.shape[0] * k.shape[1], keys, width)
-        for head in range(heads):
-            own = softmax.Scores(high[head], low[head], error[head], seen & kinds.finite[head])
-            if cap is not None:
-                own = softmax.softcapped(own, float(cap), form, wide)
-            found = softmax.softmaxed(own, form, wide)
-            of_head = _Kinds(*(flags[head] for flags in (kinds.finite, kinds.nan, kinds.positive, kinds.negative)))
-            row = _Row(of_head, seen)
-            _put_lse(lse, head, found, form, row)
-            _put_o(o, head, found, values[head // group], how, row)
+        for number, head in enumerate(heads_of(tensors, options)):
+            _put_lse(lse, number, head.found, form, head.row)
+            _put_o(o, number, head.found, values[number // group], how, head.row)
     return {"o": o.envelope(wide), "lse": lse.envelope(wide)}
+
+
+def setting(tensors: Tensors, options: Options) -> tuple[Format, softmax.Arithmetic, bool]:
+    """The format of scores, what the rest is computed with, and whether the oracle needs pairs of float64."""
+    dtype, v = fused.dot_dtype(tensors), tensors["v"].dtype
+    return format_of(fused.work_dtype(dtype)), _arithmetic(v, dtype, options), torch.float64 in (dtype, v)
+
+
+def heads_of(tensors: Tensors, options: Options) -> Iterator[Head]:
+    """Each head of q in turn."""
+    (batch, per_batch, rows, _), keys = tensors["q"].shape, tensors["k"].shape[2]
+    shape, cap = (batch * per_batch, rows, keys), options.get("softcap")
+    form, _, wide = setting(tensors, options)
+    seen = fused.visible(options, rows, keys)
+    given = scores(tensors, options, None, LOG2E)
+    kinds = _kinds(given, shape)
+    fixed = np.zeros(shape, dtype=bool)
+    high, low, error = _plain(given, shape)
+    if cap is not None:
+        fixed = kinds.positive | kinds.negative
+        high = np.where(fixed, np.where(kinds.positive, 1e30, -1e30) * cap, high)
+        low, error = (np.where(fixed, 0.0, part) for part in (low, error))
+        never = np.zeros(shape, dtype=bool)
+        kinds = _Kinds(kinds.finite | fixed, kinds.nan, never, never)
+    for head in range(shape[0]):
+        own = softmax.Scores(high[head], low[head], error[head], seen & kinds.finite[head])
+        capped = own if cap is None else softmax.softcapped(own, float(cap), form, wide)
+        of_head = _Kinds(*(flags[head] for flags in (kinds.finite, kinds.nan, kinds.positive, kinds.negative)))
+        yield Head(own, capped, softmax.softmaxed(capped, form, wide), Row(of_head, seen), fixed[head])
 
 
 def _arithmetic(v: torch.dtype, dtype: torch.dtype, options: Options) -> softmax.Arithmetic:
@@ -132,7 +161,7 @@ def _plain(given: Envelope, shape: tuple[int, ...]) -> tuple[Array, Array, Array
     return high, low, error
 
 
-class _Row:
+class Row:
     """Flags (rows, 1) of what a row's visible scores are."""
 
     def __init__(self, kinds: _Kinds, seen: Array) -> None:
@@ -146,7 +175,7 @@ class _Row:
         self.lost = ~self.none & ~self.kept.any(axis=1, keepdims=True)
 
 
-def _put_lse(parts: _Parts, head: int, found: softmax.Rows, form: Format, row: _Row) -> None:
+def _put_lse(parts: _Parts, head: int, found: softmax.Rows, form: Format, row: Row) -> None:
     exact, bound = softmax.logsumexp(found, form)
     none, doubtful, nan, positive, negative, lost = (
         flag[:, 0] for flag in (row.none, row.doubtful, row.nan, row.positive, row.negative, row.lost)
@@ -162,7 +191,7 @@ def _put_lse(parts: _Parts, head: int, found: softmax.Rows, form: Format, row: _
     parts.put(head, exact, np.where(doubtful, np.inf, bound), *flags)
 
 
-def _put_o(parts: _Parts, head: int, found: softmax.Rows, values: Array, how: softmax.Arithmetic, row: _Row) -> None:
+def _put_o(parts: _Parts, head: int, found: softmax.Rows, values: Array, how: softmax.Arithmetic, row: Row) -> None:
     usual = np.isfinite(values)
     exact, bound = softmax.weighted(found, np.where(usual, values, 0.0), how, row.seen)
     empty = row.none | row.lost
@@ -185,7 +214,7 @@ def _put_o(parts: _Parts, head: int, found: softmax.Rows, values: Array, how: so
 
 
 def _with_odd_values(
-    found: softmax.Rows, values: Array, how: softmax.Arithmetic, row: _Row, finite: Array, nan: Array
+    found: softmax.Rows, values: Array, how: softmax.Arithmetic, row: Row, finite: Array, nan: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Flags finite, nan, positive, negative where values are not all finite."""
     bounded = np.minimum(found.rho, softmax.HOPELESS)

@@ -45,12 +45,15 @@ def over(a: Pair, b: Pair) -> Pair:
 
 
 def total(terms: Pair, axis: int) -> Pair:
-    """The sum along an axis."""
+    """The sum along an axis, half onto half."""
     high, low = (np.moveaxis(part, axis, 0) for part in terms)
-    result = (np.zeros(high.shape[1:]), np.zeros(high.shape[1:]))
-    for pair in zip(high, low, strict=True):
-        result = plus(result, pair)
-    return result
+    if not len(high):
+        return np.zeros(high.shape[1:]), np.zeros(high.shape[1:])
+    while len(high) > 1:
+        half = len(high) // 2
+        pairs = plus((high[:half], low[:half]), (high[half : 2 * half], low[half : 2 * half]))
+        high, low = (np.concatenate([pair, rest[2 * half :]]) for pair, rest in zip(pairs, (high, low), strict=True))
+    return high[0], low[0]
 
 
 def exp(x: Pair) -> Pair:

@@ -7,6 +7,8 @@ position, or one row that serves all; and D/2 columns, or one that serves all.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -79,10 +81,12 @@ def rows_of(table: torch.Tensor, first: int, count: int) -> torch.Tensor:
 
 def dot_dtype(tensors: Tensors) -> torch.dtype:
     """The promoted type of rotated q and rotated k, in which they are multiplied."""
-    dtype = tensors["q"].dtype
-    for name in ("k", "cos", "sin"):
-        dtype = torch.promote_types(dtype, tensors[name].dtype)
-    return dtype
+    return promoted(tensors[name].dtype for name in ("q", "k", "cos", "sin"))
+
+
+def promoted(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The promoted type of them all, in this order."""
+    return reduce(torch.promote_types, dtypes)
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:

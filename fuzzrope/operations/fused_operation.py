@@ -7,7 +7,7 @@ from typing import Any
 
 from fuzzrope.case import Case
 from fuzzrope.draw import Draw
-from fuzzrope.operations import fused_cases, fused_strata
+from fuzzrope.operations import fused_backward, fused_cases, fused_strata
 from fuzzrope.operations.base import Stratum
 from fuzzrope.operations.relations import Related
 
@@ -34,11 +34,20 @@ class FusedOperation:
 
     def classify(self, case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
         """See :mod:`.fused_strata`."""
-        return fused_strata.classify(case, blocks)
+        return fused_strata.classify(case, blocks) | fused_backward.classify(case, blocks)
 
     def draw(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
         """See :mod:`.fused_cases`."""
-        return fused_cases.draw_case(self.name, draw, pins, blocks)
+        case = fused_cases.draw_case(self.name, draw, pins, blocks)
+        return fused_backward.differentiated(draw, pins, case)
+
+    def fitted(self, case: Case) -> Case:
+        """See :mod:`.fused_backward`."""
+        return fused_backward.fitted(case)
+
+    def backward_strata(self) -> tuple[Stratum, ...]:
+        """See :mod:`.fused_backward`."""
+        return fused_backward.strata(self.name)
 
     def simpler(self, case: Case) -> list[Case]:
         """See :mod:`.fused_cases`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from fuzzrope.case import Case
-from fuzzrope.operations import attention_envelopes, fused
+from fuzzrope.operations import attention_envelopes, attention_gradients, fused
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Tensors
 from fuzzrope.operations.fused_operation import FusedOperation
 
@@ -58,19 +58,20 @@ class RopeAttention(FusedOperation):
         q, v = tensors["q"], tensors["v"]
         s = fused.reference_scores(tensors, options)
         cap = options.get("softcap")
-        if cap is not None:
-            s = cap * torch.tanh(s / cap)
         seen = torch.from_numpy(fused.visible(options, s.shape[2], s.shape[3]))
+        if cap is not None:  # masked before, or the gradient of tanh would multiply its zero by what is masked
+            s = cap * torch.tanh(s.masked_fill(~seen, 0.0) / cap)
         s = s.masked_fill(~seen, -torch.inf)
         dtype = torch.promote_types(fused.dot_dtype(tensors), v.dtype)
         if v.shape[1]:
             v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-        if not s.shape[3]:
-            o = torch.zeros((*s.shape[:3], v.shape[3]), dtype=dtype)
-            return {"o": o, "lse": torch.full(s.shape[:3], -torch.inf, dtype=s.dtype)}
+        if not s.shape[3]:  # sums of nothing, so that there is a graph
+            o = torch.matmul(s.to(v.dtype), v).to(dtype)
+            return {"o": o, "lse": s.sum(dim=3) - torch.inf}
         any_key = seen.any(dim=1)[:, None]
-        top = s.amax(dim=3, keepdim=True)
-        weights = torch.where(any_key, torch.exp(s - top), 0.0)
+        # Whatever is subtracted cancels, and so does its gradient; where nothing is seen, -inf - -inf would be NaN.
+        top = s.detach().amax(dim=3, keepdim=True).masked_fill(~any_key, 0.0)
+        weights = torch.exp(s - top)
         total = torch.where(any_key, weights.sum(dim=3, keepdim=True), 1.0)
         work = fused.work_dtype(v.dtype)
         o = torch.matmul(weights.to(v.dtype).to(work), v.to(work)) / total
@@ -81,3 +82,9 @@ class RopeAttention(FusedOperation):
     def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
         """See :mod:`.attention_envelopes`."""
         return attention_envelopes.envelopes(tensors, options)
+
+    def gradients(
+        self, tensors: Tensors, cotangents: Tensors, requires: tuple[str, ...], options: Options = NO_OPTIONS
+    ) -> dict[str, Envelope]:
+        """See :mod:`.attention_gradients`."""
+        return attention_gradients.gradients(tensors, cotangents, requires, options)

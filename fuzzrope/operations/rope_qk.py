@@ -15,7 +15,7 @@ import torch
 from fuzzrope.build import DTYPES
 from fuzzrope.case import FLOATS, Case
 from fuzzrope.numbers import format_of
-from fuzzrope.operations import fused
+from fuzzrope.operations import fused, fused_gradients
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Tensors
 from fuzzrope.operations.fused_operation import FusedOperation
 from fuzzrope.operations.scores import scores
@@ -75,3 +75,9 @@ class RopeQK(FusedOperation):
             tame=False,
         )
         return {"scores": masked}
+
+    def gradients(
+        self, tensors: Tensors, cotangents: Tensors, requires: tuple[str, ...], options: Options = NO_OPTIONS
+    ) -> dict[str, Envelope]:
+        """See :mod:`.fused_gradients`."""
+        return fused_gradients.gradients(tensors, cotangents, requires, options)

@@ -36,6 +36,8 @@ def differentiate(
         return None
     with torch._C.DisableTorchFunction():
         flags = [bool(item.requires_grad) for item in items]
+        if any(name not in outputs for name, _ in backward.cotangents):
+            return None
         pairs = [(outputs[name], built.cotangents[name]) for name, _ in backward.cotangents]
         if any(_form(output) != _form(cotangent) for output, cotangent in pairs):
             return None

@@ -226,12 +226,13 @@ class Twin:
         """The contract of ``rope_attention``."""
         dtype = checked_too(q, k, v, cos, sin, q_offset, causal, window, softcap)[2]
         s = twin_scores(q, k, cos, sin, scale, q_offset)
-        s = softcap * torch.tanh(s / softcap) if softcap is not None else s
         i = q_offset + torch.arange(q.shape[2], device=q.device)[:, None]
         j = torch.arange(k.shape[2], device=q.device)[None, :]
         hidden = torch.zeros((q.shape[2], k.shape[2]), dtype=torch.bool, device=q.device)
         hidden = hidden | (j > i) if causal else hidden
         hidden = hidden | (j <= i - window) if window is not None else hidden
+        if softcap is not None:  # nothing of what is masked may show, in gradients neither
+            s = softcap * torch.tanh(s.masked_fill(hidden, 0.0) / softcap)
         s = s.masked_fill(hidden, -math.inf)
         lse = torch.logsumexp(s, dim=-1)
         weights = torch.softmax(s, dim=-1).masked_fill(hidden.all(dim=-1)[:, None], 0.0).to(v.dtype)
