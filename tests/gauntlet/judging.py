@@ -29,8 +29,8 @@ class Judged:
         exit_code: of the command.
         kinds: of the findings, in the order in which they came.
         fair: whether one of them is a fair verdict; for a good file, whether there is none and all was visited.
-        examples: drawn until the first finding, or in all.
-        seconds: until the first finding, start of the child included, or in all.
+        examples: drawn until the fair finding of a bad file was seen, or in all.
+        seconds: until then, start of the child included, or in all.
         total_seconds: until its smallest case was found, too.
         message: of the last finding, or what was missed.
     """
@@ -58,15 +58,18 @@ class _Watch:
     def __init__(self, fair: set[str]) -> None:
         self.fair, self.run, self.examples = fair, Run(), 0
         self.began = time.monotonic()
-        self.first: tuple[int, float] | None = None
+        self.first: tuple[int, float] | None = None  # examples and seconds until it was seen
+        self.seen = 0, 0.0
 
     def take(self, event: Event) -> None:
         self.run.take(event)
         if isinstance(event, Example):
             self.examples = event.examples
-        elif isinstance(event, (Seen, Minimized)):
-            self.first = self.first or (self.examples, time.monotonic() - self.began)
-            if isinstance(event, Minimized) and event.finding.kind in self.fair:
+        elif isinstance(event, Seen):
+            self.seen = self.examples, time.monotonic() - self.began
+        elif isinstance(event, Minimized):
+            self.first = self.first if self.first and not self.fair else self.seen
+            if event.finding.kind in self.fair:
                 raise _ToldApartError
 
 
