@@ -32,15 +32,18 @@ def rope_one(x, cos, sin):
 
 
 def eager(x, cos, sin):
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+    x, half = x.transpose(1, 2), x.shape[-1] // 2
+    x1, x2, c, s = x[..., :half], x[..., half:], cos[None, :, None], sin[None, :, None]
+    return torch.cat([x1 * c - x2 * s, x2 * c + x1 * s], dim=-1).transpose(1, 2)
 
 
 class RopeFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(x, cos, sin)
-        return rope_one(x, cos, sin)
+        like = eager(*(t.detach().to("meta") for t in (x, cos, sin)))
+        out = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=x.device)
+        return out.copy_(rope_one(x, cos, sin))
 
     @staticmethod
     def backward(ctx, grad):
@@ -50,10 +53,26 @@ class RopeFunction(torch.autograd.Function):
         return torch.autograd.grad(out, (x, cos, sin), torch.ones_like(grad))
 
 
+def check(q, k, cos, sin):
+    if any(not t.is_floating_point() for t in (q, k, cos, sin)):
+        raise TypeError("expected floating-point tensors")
+    if (q.dim(), k.dim(), cos.dim(), sin.dim()) != (4, 4, 2, 2):
+        raise ValueError("expected q, k of 4 and tables of 2 dimensions")
+    if q.shape[3] != k.shape[3] or q.shape[3] % 2 or len({t.device for t in (q, k, cos, sin)}) > 1:
+        raise ValueError("expected one even head_dim and one device")
+    for x in (q, k):
+        try:
+            rows = (x.shape[2], x.shape[3] // 2)
+            torch.broadcast_shapes(rows, cos[: q.shape[2]].shape, sin[: q.shape[2]].shape)
+        except RuntimeError as error:
+            raise ValueError("the tables do not fit") from error
+
+
 class ModelNew(nn.Module):
     def __init__(self):
         super(ModelNew, self).__init__()
 
     def forward(self, q, k, cos, sin):
+        check(q, k, cos, sin)
         cos, sin = cos[: q.shape[2]], sin[: q.shape[2]]
         return RopeFunction.apply(q, cos, sin), RopeFunction.apply(k, cos, sin), cos, sin
