@@ -3,6 +3,7 @@
     again          the same inputs once more in the same process: the same bits
     same memory    other values at the same addresses: the right answer to those
     alone          as the first case of a new process: the same bits
+    idle           with launches that do nothing: other bits, or PyTorch did the kernels' work
     NAME           a metamorphic relation of the operation: the same bits where it says so
 
 A campaign samples them, by the case's own id; replaying and minimizing a finding of theirs runs those that
@@ -11,6 +12,7 @@ it names, in a new process, so that the case alone shows it again.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,11 +28,12 @@ from fuzzrope.run.capability import cannot_run
 from fuzzrope.settings import Settings
 from fuzzrope.targets import Target
 
-AGAIN, SAME_MEMORY, ALONE = "again", "same memory", "alone"
+AGAIN, SAME_MEMORY, ALONE, IDLE = "again", "same memory", "alone", "idle"
 RUNS = (AGAIN, SAME_MEMORY, ALONE)
 #: One case in so many is given each extra run, and one relation.
-EVERY = {AGAIN: 16, SAME_MEMORY: 30, ALONE: 1500}
+EVERY = {AGAIN: 16, SAME_MEMORY: 30, ALONE: 1500, IDLE: 120}
 EVERY_RELATION = 4
+TELLING = 16  # elements of an output that chance does not repeat
 TIMES = 8  # how often a case is run again where it is known to differ
 AGREEING = 6  # new processes that must agree for a difference to be laid to state, not chance
 RELATION = "relation "
@@ -47,7 +50,8 @@ def sampled(case: Case, exact: bool = False, device: str = "cpu") -> tuple[str, 
     chosen = []
     for check, every in EVERY.items():
         number, rest = divmod(number, every)
-        chosen += [check] if rest == 0 and (not exact or check == SAME_MEMORY) else []
+        fitting = check == SAME_MEMORY or not exact
+        chosen += [check] if rest == 0 and fitting and (check != IDLE or device == "cpu") else []
     number, rest = divmod(number, EVERY_RELATION)
     relations = OPERATIONS[case.operation].relations
     if rest == 0 and relations and not exact and device == "cpu":
@@ -66,6 +70,8 @@ def _demanded(bucket: str) -> tuple[str, ...]:
     kind, _, rest = bucket.partition(":")
     if kind == "nondeterministic":
         return (AGAIN,)
+    if kind == "no_launch":
+        return (IDLE,) if rest.rpartition(":")[2] == IDLE else ()
     if kind == "stateful":
         detail = rest.rpartition(":")[2]
         return (detail,) if detail in RUNS else RUNS
@@ -128,6 +134,8 @@ class _Extra:
             return self._same_memory()
         if check == ALONE:
             return self._alone()
+        if check == IDLE:
+            return self._idle()
         return self._relation(check)
 
     def _again(self, times: int) -> list[Finding]:
@@ -138,6 +146,10 @@ class _Extra:
             name = differing(self.outcome, other)
             if name is not None:
                 return [self._unsteady(name, AGAIN, f"run {number + 2} of the same case in one process")]
+            if other.reused:
+                name = OPERATIONS[self.case.operation].results(dict(self.case.options))[other.reused[0]]
+                message = f"{name} comes back in the memory of an earlier answer, and overwrites it"
+                return [finding("stateful", message, output=name, detail=AGAIN)]
         return []
 
     def _alone(self) -> list[Finding]:
@@ -145,6 +157,25 @@ class _Extra:
             return []
         name = differing(self.outcome, self.runner.run_alone(self.case))
         return [] if name is None else [self._unsteady(name, ALONE, "a run alone in a new process")]
+
+    def _idle(self) -> list[Finding]:
+        """Outputs that are the same when launches do nothing: no kernel had a part in them.
+
+        With plain values, so that no output is what its memory held before the kernel, a copied input or zeros.
+        """
+        if not self.target.kernel:
+            return []
+        operation, plain = OPERATIONS[self.case.operation], other_values(self.case)
+        worked, idle = self.runner.run_alone(plain), self.runner.run_alone(plain, idle=True)
+        if not (worked.launches and worked.status == idle.status == "returned"):
+            return []
+        names = operation.results(dict(self.case.options))
+        for name, one, other in zip(names, worked.outputs, idle.outputs, strict=False):
+            telling = math.prod(one.shape) >= TELLING and name not in operation.views
+            if telling and one.data and one.data == other.data:
+                message = f"{name} has the same bits when its launches do nothing: it is computed without them"
+                return [finding("no_launch", message, output=name, detail=IDLE)]
+        return []
 
     def _unsteady(self, name: str, check: str, what: str) -> Finding:
         """A difference between two runs: state, if new processes agree with each other, else chance."""

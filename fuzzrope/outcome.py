@@ -72,13 +72,15 @@ class Outcome:
 
     ``status`` is one of ``STATUSES``; ``detail`` says more (signal, exit code, limit). ``container`` names
     the type of the returned object, ``phase`` is ``load`` or ``run``. ``after`` maps a storage to the bytes
-    of its spans after the run. ``gradients`` is None where nothing was differentiated.
+    of its spans after the run. ``gradients`` is None where nothing was differentiated. ``reused`` numbers the
+    outputs that lie in memory of the outputs before, of the same child.
     """
 
     status: str
     detail: str = ""
     container: str = ""
     outputs: tuple[Output, ...] = ()
+    reused: tuple[int, ...] = ()
     gradients: Gradients | None = None
     raised: Raised | None = None
     accesses: tuple[Access, ...] = ()
@@ -173,6 +175,7 @@ def _from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
         detail=_text(header["detail"]),
         container=_text(header["container"]),
         outputs=outputs,
+        reused=_ints(header["reused"]),
         gradients=gradients,
         raised=_raised(header["raised"]),
         accesses=tuple(

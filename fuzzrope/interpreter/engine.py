@@ -54,6 +54,7 @@ class Engine:
         strict: compile what may take too much shared memory to the end, and refuse its launches.
         is_host: tells tensors that a kernel may not touch.
         fresh: gives the pattern that a storage (by first byte) held when it was allocated, or None.
+        idle: launches are counted and not executed, to show what an answer owes to them.
     """
 
     name = "ttir"
@@ -65,6 +66,7 @@ class Engine:
         self.is_host: Callable[[torch.Tensor], bool] = lambda tensor: False
         self.fresh: Callable[[int], int | None] = lambda address: None
         self.strict = strict
+        self.idle = False
         self.programs: dict[str, Program] = {}
         self._taken: dict[int, weakref.ref[torch.Tensor]] = {}
         self._stores: dict[int, dict[str, None]] = {}
@@ -269,6 +271,8 @@ class Kernel:
         program = self.program
         if len(engine.launches) < KEPT_LAUNCHES:
             engine.launches.append({"kernel": name, "grid": list(grid), "constants": self.constants})
+        if engine.idle:
+            return
         values, areas = self._arguments(args)
         if any(not 0 <= n <= most for n, most in zip(grid, MAX_GRID, strict=True)):
             engine.record("launch", name, caller(), f"grid {grid} is beyond the hardware's {MAX_GRID}", 1)

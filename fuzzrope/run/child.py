@@ -54,7 +54,7 @@ def serve(sock: socket.socket, entry: str, device: str, engine: str, limits: dic
         wire.send(sock, *runner.load())
         while True:
             header, (case, *numbers) = wire.receive(sock)
-            wire.send(sock, *runner.run(pickle.loads(case), numbers, header["same_memory"]))
+            wire.send(sock, *runner.run(pickle.loads(case), numbers, header["same_memory"], header["idle"]))
 
 
 class _Runner:
@@ -77,6 +77,7 @@ class _Runner:
         self.derived: tuple[list[bool], list[Any], Any] | None = None  # what differentiating gave, and raised
         self.seal = Seal()
         self._last: tuple[Case, Built] | None = None
+        self._answer: list[torch.Tensor] = []  # the last call's, kept alive: the next has to find memory of its own
 
     def load(self) -> tuple[dict[str, Any], list[bytes]]:
         """Import the target; a reply without outputs."""
@@ -89,8 +90,13 @@ class _Runner:
         gc.set_threshold(10_000)  # most of what a case makes is gone before a collection would find it in use
         return report
 
-    def run(self, case: Case, numbers: list[bytes], same_memory: bool) -> tuple[dict[str, Any], list[bytes]]:
-        """Run one case, given the elements of its tensors, in the last one's memory if asked; reply and blobs."""
+    def run(
+        self, case: Case, numbers: list[bytes], same_memory: bool, idle: bool
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Run one case, given the elements of its tensors, in the last one's memory if asked; reply and blobs.
+
+        ``idle``: its launches do nothing.
+        """
         last = self._last if same_memory else None
         self._last = None  # its memory is free before more is asked for
         try:
@@ -106,6 +112,7 @@ class _Runner:
         inputs = [built.tensors[name] for name, _ in case.tensors]
         if self.engine is not None and self.facade is not None:
             self.engine.reset()
+            self.engine.idle = idle
             self.facade.forget()
             for tensor, (_, spec) in zip(inputs, case.tensors, strict=True):
                 if spec.device == "cpu":
@@ -188,6 +195,7 @@ class _Runner:
         try:
             with torch._C.DisableTorchFunction():
                 reply["container"], reply["outputs"] = self._outputs(result, built, blobs)
+                reply["reused"] = self._reused(result, built)
                 reply["gradients"] = self._gradients(blobs)
                 reply["after"] = list(built.memories)
                 blobs += [memory.bytes() for memory in built.memories.values()]
@@ -195,8 +203,17 @@ class _Runner:
             fatal = _raised(error)
             if fatal["status"] == "raised":
                 fatal = {"status": "tampered", "detail": f"what it returned could not be read: {error}"}
-            return {**reply, **fatal, "outputs": [], "gradients": None, "after": []}, []
+            return {**reply, **fatal, "outputs": [], "reused": [], "gradients": None, "after": []}, []
         return reply, blobs
+
+    def _reused(self, result: Any, built: Built) -> list[int]:
+        """Which returned tensors lie in memory of the answer before, inputs' memory aside; keeps the new answer."""
+        items = list(result)[:32] if isinstance(result, (tuple, list)) else [result]
+        homes = [_home_of(item) for item in items]
+        given = {_home(tensor) for tensor in built.tensors.values()}
+        before = {_home(tensor) for tensor in self._answer if tensor.numel()} - given
+        self._answer = [item for item, home in zip(items, homes, strict=True) if home is not None and home not in given]
+        return [index for index, home in enumerate(homes) if home in before and items[index].numel()]
 
     def _watched(self) -> dict[str, Any]:
         if self.engine is None or self.facade is None:
@@ -261,7 +278,7 @@ class _Runner:
 def _unsupported(detail: str) -> dict[str, Any]:
     """The reply that says nothing about the target."""
     reply: dict[str, Any] = {"status": "unsupported", "detail": detail, "container": "", "raised": None}
-    empty: tuple[str, ...] = ("outputs", "accesses", "launches", "tampered", "after")
+    empty: tuple[str, ...] = ("outputs", "reused", "accesses", "launches", "tampered", "after")
     return reply | {key: [] for key in empty} | {"seconds": 0.0, "gradients": None}
 
 

@@ -17,12 +17,14 @@ class Engine(Protocol):
         accesses: what was noticed, by kind, kernel and source line.
         is_host: given by the child: tells tensors that a kernel may not touch.
         fresh: given by the child: the pattern that a storage (by first byte) held when allocated, or None.
+        idle: given by the child: launches are counted and not executed.
     """
 
     launches: list[dict[str, Any]]
     accesses: dict[tuple[str, str, str], dict[str, Any]]
     is_host: Any
     fresh: Any
+    idle: bool
 
     def install(self) -> None:
         """Take Triton's place in this process."""

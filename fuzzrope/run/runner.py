@@ -171,11 +171,11 @@ class Runner:
         reply, _ = wire.receive(self._ask({"do": "reap", "pid": pid}), time.monotonic() + START_SECONDS)
         return int(reply["status"]), bool(reply["killed"])
 
-    def run_alone(self, case: Case) -> Outcome:
-        """Run one case as the first of a child of its own; the child at work stays as it is."""
+    def run_alone(self, case: Case, idle: bool = False) -> Outcome:
+        """Run one case as the first of a child of its own; the child at work stays as it is. ``idle``: see run."""
         used, self._child = self._child, None
         restarts, zygote = self.restarts, self._zygote
-        outcome = self.run(case)
+        outcome = self.run(case, idle=idle)
         if self._zygote is zygote:
             self.discard()
             self._child, self.restarts = used, restarts
@@ -183,10 +183,13 @@ class Runner:
             used[1].close()
         return outcome
 
-    def run(self, case: Case, seconds: float | None = None, same_memory: bool = False) -> Outcome:
+    def run(
+        self, case: Case, seconds: float | None = None, same_memory: bool = False, idle: bool = False
+    ) -> Outcome:
         """Run one case, with its own deadline if given; see :class:`fuzzrope.outcome.Outcome`.
 
-        ``same_memory``: its inputs take the place of the last case's, if they are of the same form.
+        ``same_memory``: its inputs take the place of the last case's, if they are of the same form. ``idle``: kernels
+        are launched and do nothing (a CPU engine's only).
         An outcome whose ``phase`` is ``load`` says that the target could not even be imported.
         """
         loading = self._child is None
@@ -196,21 +199,23 @@ class Runner:
                 outcome = self._exchange(None, LOAD_SECONDS)
                 if outcome.status != "returned" or self._child is None:
                     return replace(outcome, phase="load")
-            return self._exchange(case, seconds or self.limits.seconds, same_memory)
+            return self._exchange(case, seconds or self.limits.seconds, same_memory, idle)
         except (RunnerError, wire.ClosedError, wire.LateError):
             self.close()
             self._start()
             phase = "load" if loading else "run"
             return Outcome("tampered", "it killed the process that watches over it", phase=phase)
 
-    def _exchange(self, case: Case | None, seconds: float, same_memory: bool = False) -> Outcome:
+    def _exchange(
+        self, case: Case | None, seconds: float, same_memory: bool = False, idle: bool = False
+    ) -> Outcome:
         assert self._child is not None
         pid, sock = self._child
         started = time.monotonic()
         try:
             if case is not None:
                 blobs = [pickle.dumps(case), *contents(case)]
-                wire.send(sock, {"same_memory": same_memory}, blobs, seconds=seconds)
+                wire.send(sock, {"same_memory": same_memory, "idle": idle}, blobs, seconds=seconds)
             header, blobs = wire.receive(sock, started + seconds, lambda: self._watch(pid))
             outcome = from_reply(header, blobs)
         except wire.LateError:

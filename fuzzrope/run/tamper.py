@@ -70,6 +70,9 @@ def _settings() -> dict[str, Any]:
     return {
         "default dtype": torch.get_default_dtype(),
         "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "sums of float16 products": torch._C._get_cublas_allow_fp16_reduced_precision_reduction(),
+        "sums of bfloat16 products": torch._C._get_cublas_allow_bf16_reduced_precision_reduction(),
+        "tf32 in cuDNN": torch._C._get_cudnn_allow_tf32(),
         "gradient mode": torch.is_grad_enabled(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "flush denormal": _TINY * 1.0 == 0.0,
@@ -166,7 +169,9 @@ class Seal:
     """A picture of the process, and what changed since."""
 
     def __init__(self) -> None:
-        self._families = [family for name, owner in _WATCHED for family in _families(name, owner)]
+        # What a facade puts in the place of these classes is looked up when it is there.
+        clocks = [(f"torch.cuda.{name}", getattr(torch.cuda, name)) for name in ("Event", "Stream")]
+        self._families = [family for name, owner in (*_WATCHED, *clocks) for family in _families(name, owner)]
         self._settings = _settings()
 
     def expect_precision(self) -> None:
