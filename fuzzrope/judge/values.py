@@ -99,6 +99,11 @@ def _steps(tensor: torch.Tensor) -> np.ndarray:
     return np.where(bits < 0, -magnitude, magnitude)
 
 
+def _ratio(error: np.ndarray, envelope: Envelope) -> np.ndarray:
+    """Error over bound; where nothing is wrong it is 0, though the bound be 0 in its units."""
+    return np.where(error == 0, 0.0, error / envelope.bound)
+
+
 def compare(
     output: str, got: torch.Tensor, reference: torch.Tensor, envelope: Envelope, origin: str = ""
 ) -> Comparison:
@@ -116,7 +121,7 @@ def compare(
         finite = np.isfinite(numbers)
         if envelope.tame and finite.all():  # the usual case, in which only size matters
             error = envelope.exact.distance(numbers)
-            ratio = error / envelope.bound
+            ratio = _ratio(error, envelope)
             result.errors = _statistics(got, reference, ratio, None, envelope)
             if not (error > envelope.bound).any():
                 if not result.errors.as_reference:
@@ -124,7 +129,7 @@ def compare(
                 return result
         else:
             error = envelope.exact.distance(np.where(finite, numbers, 0.0))
-            ratio = error / envelope.bound
+            ratio = _ratio(error, envelope)
             result.errors = _statistics(got, reference, ratio, finite & envelope.finite, envelope)
         allowed = np.where(np.isnan(numbers), envelope.nan, np.where(numbers > 0, envelope.positive, envelope.negative))
         special = np.where(finite, ~envelope.finite, ~allowed) & ~fresh
@@ -167,7 +172,7 @@ def _statistics(
         return errors
     own = _numbers(reference)
     both = np.isfinite(own) if measured is None else measured & np.isfinite(own)
-    own_ratio = envelope.exact.distance(np.where(both, own, 0.0)) / envelope.bound
+    own_ratio = _ratio(envelope.exact.distance(np.where(both, own, 0.0)), envelope)
     errors.max_ulp = int(np.abs(_steps(got) - _steps(reference))[both].max(initial=0))
     errors.squares = float(np.square(ratio[both]).sum())
     errors.reference_squares = float(np.square(own_ratio[both]).sum())
