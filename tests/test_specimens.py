@@ -121,8 +121,9 @@ def test_a_campaign_finds_a_specimen_afresh(name):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_a_flawed_gradient_shows_in_every_dtype(runner_of, name, dtype):
-    target, operation = find(name), OPERATIONS["rope"]
-    pins = {"gradients": True, "backward": True, "dtypes": (dtype,) * 4}
+    target = find(name)
+    operation = OPERATIONS[target.operation]
+    pins = {"gradients": True, "backward": True, "dtypes": (dtype,) * len(operation.inputs)}
 
     def shows(draw: Draw) -> bool:
         case = operation.draw(draw, pins, (16,))
