@@ -127,5 +127,4 @@ STRICT = {
     "strides_of_its_own",
     "tables_are_copies",
     "accepts_anything",
-    "strict_gradients",
 }
