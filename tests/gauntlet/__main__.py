@@ -1,6 +1,6 @@
 """Judge every file of the gauntlet, beside a fixed-shape checker; exit code 1 if one verdict is not fair.
 
-python -m tests.gauntlet [--seeds 1 2 3] [--jobs N] [--only NAME ...] [--seconds 60] [--json reports/baseline/gauntlet.json]
+python -m tests.gauntlet [--seeds 1 2 3] [--jobs N] [--only NAME ...] [--seconds 60] [--json FILE]
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ FAIR: dict[str, set[str]] = {
     "negative_offset": {"out_of_bounds"},
     "odd_width_over_read": {"out_of_bounds"},
     "in_place_race": {"mismatch", "nonfinite", "race"},
-    "overlapping_tiles": {"race"},
     "sequence_on_y": {"exception", "launch"},
     "double_in_single": {"mismatch", "nonfinite"},
     "boundary_inclusive": {"out_of_bounds", "race"},

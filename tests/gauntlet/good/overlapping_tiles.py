@@ -1,4 +1,4 @@
-"""Tiles step by one row fewer than they hold: two programs write the seam (Megatron-LM #5963)."""
+"""Tiles step by one row fewer than they hold: the seam is written twice, with the same values."""
 
 import torch
 import torch.nn as nn
