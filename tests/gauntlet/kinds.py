@@ -50,6 +50,7 @@ FAIR: dict[str, set[str]] = {
     "one_block_of_columns": {"mismatch", "nonfinite", "uninitialized"},
     "padding_tile_mask": {"out_of_bounds", "race"},
     "tables_not_cut": {"shape"},
+    "unary_minus": {"mismatch"},
     "two_outputs": {"type"},
     "back_on_the_host": {"device"},
     "empty_is_an_error": {"exception", "launch"},

@@ -31,7 +31,7 @@ def fused_rope_qk_kernel(
         tl.store(oq_ptr + row * 2 * HALF + d, a1 * cq - a2 * sq, mask=in_q)
         tl.store(oq_ptr + row * 2 * HALF + HALF + d, a2 * cq + a1 * sq, mask=in_q)
 
-        k_at = bk.to(tl.int32) * kb.to(tl.int32) + hk * kh + pos * ks + d * kd
+        k_at = bk.to(tl.int32) * kb + hk * kh + pos * ks + d * kd
         b1 = tl.load(k_ptr + k_at, mask=in_k, other=0.0).to(ok_ptr.dtype.element_ty)
         b2 = tl.load(k2_ptr + k_at, mask=in_k, other=0.0).to(ok_ptr.dtype.element_ty)
         ck, sk = c.to(ok_ptr.dtype.element_ty), s.to(ok_ptr.dtype.element_ty)
