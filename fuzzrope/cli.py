@@ -45,7 +45,7 @@ from fuzzrope.report.summary import (
 from fuzzrope.run import Runner, RunnerError
 from fuzzrope.run.runner import Limits
 from fuzzrope.settings import PROFILES, Settings
-from fuzzrope.targets import LEVELS, REGISTERED, TargetError, find
+from fuzzrope.targets import LEVELS, REGISTERED, TargetError, defines, find
 from fuzzrope.versions import versions
 
 CORPUS = Path("corpus")
@@ -108,8 +108,8 @@ def cli() -> None:
 def fuzz(targets: tuple[str, ...], **options: Any) -> None:
     """Judge kernels: draw cases, run, compare, shrink and keep what fails.
 
-    TARGET is a registered name (see `fuzzrope list`) or a file.py that defines ModelNew; without one,
-    kernels.ModelNew is judged.
+    TARGET is a registered name (see `fuzzrope list`), a file.py that defines ModelNew, or a folder: each of its files
+    that defines one is judged. Without any, kernels.ModelNew is judged.
     """
     if options["max_time"] is not None and not math.isfinite(options["max_time"]):
         raise Usage("--max-time: expected a number of seconds")
@@ -128,7 +128,8 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
     )
     if settings.device == "cuda":
         settings = settings.with_changes(limits=Limits(seconds=COMPILE_SECONDS))
-    chosen = [_target(name).at(settings.level) for name in targets or ("kernels.ModelNew",)]
+    names = [one for name in targets or ("kernels.ModelNew",) for one in _expanded(name)]
+    chosen = [_target(name).at(settings.level) for name in names]
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = options["reports"] / f"{stamp}-seed{seed}-{os.getpid()}"
     run, log = Run(), machine.EventLog(folder / "events.jsonl")
@@ -142,9 +143,16 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
     gc.freeze()  # all that is imported stays: collections of garbage need not go through it
     gc.set_threshold(10_000)  # most of what a case makes is gone before a collection would find it in use
     for target in chosen:
-        if run_parallel(target, settings, options["corpus"], emit, options["jobs"]).interrupted:
-            break
+        try:
+            if run_parallel(target, settings, options["corpus"], emit, options["jobs"]).interrupted:
+                break
+        except RunnerError as error:
+            if len(chosen) == 1:
+                raise
+            run.broken[target.name] = str(error)  # the next one may fare better
     log.close()
+    if len(chosen) > 1:
+        screen.close(run.broken)
     report = json.dumps(machine.report(run, environment(settings), seed), indent=1, sort_keys=True) + "\n"
     for path in (folder / "report.json", options["json_path"]):
         if path is not None:
@@ -165,6 +173,16 @@ def environment(settings: Settings) -> dict[str, str]:
         "engine": settings.engine if settings.device == "cpu" else "cuda",
         "processor": processor,
     }
+
+
+def _expanded(name: str) -> list[str]:
+    """A folder's files that define ``ModelNew``, in order; any other name itself."""
+    if not Path(name).is_dir():
+        return [name]
+    found = [str(path) for path in sorted(Path(name).glob("*.py")) if defines(path, "ModelNew")]
+    if not found:
+        raise Usage(f"{name}: no file in this folder defines ModelNew")
+    return found
 
 
 def _target(name: str) -> Any:

@@ -146,8 +146,8 @@ class _Extra:
             name = differing(self.outcome, other)
             if name is not None:
                 return [self._unsteady(name, AGAIN, f"run {number + 2} of the same case in one process")]
-            if other.reused:
-                name = OPERATIONS[self.case.operation].results(dict(self.case.options))[other.reused[0]]
+            names = OPERATIONS[self.case.operation].results(dict(self.case.options))
+            for name in (names[i] for i in other.reused if i < len(names)):
                 message = f"{name} comes back in the memory of an earlier answer, and overwrites it"
                 return [finding("stateful", message, output=name, detail=AGAIN)]
         return []

@@ -135,6 +135,12 @@ def from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
         raise ReplyError(f"{type(error).__name__}: {error}") from error
 
 
+def _number_of(value: Any, outputs: tuple[Output, ...]) -> int:
+    if not 0 <= _int(value) < len(outputs):
+        raise ReplyError("expected the number of an output")
+    return int(value)
+
+
 def _output(item: Any, remaining: Iterator[bytes]) -> Output:
     data = next(remaining) if item["has_data"] else b""
     return Output(
@@ -175,7 +181,7 @@ def _from_reply(header: dict[str, Any], blobs: list[bytes]) -> Outcome:
         detail=_text(header["detail"]),
         container=_text(header["container"]),
         outputs=outputs,
-        reused=_ints(header["reused"]),
+        reused=tuple(_number_of(index, outputs) for index in _list(header["reused"], 32)),
         gradients=gradients,
         raised=_raised(header["raised"]),
         accesses=tuple(

@@ -220,6 +220,12 @@ def names() -> list[str]:
     return [target.name for target in REGISTERED]
 
 
+def defines(path: Path, name: str) -> bool:
+    """Whether the text of a file binds this name at its top level; nothing is imported."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return re.search(rf"^(class {name}\b|{name}\s*[:=])", text, re.MULTILINE) is not None
+
+
 def find(name: str) -> Target:
     """The target of this name or path; raises :class:`TargetError` with one clear line."""
     for target in REGISTERED:

@@ -42,6 +42,7 @@ CHILD_SIDE = {
     "fuzzrope.run.interpret",
     "fuzzrope.run.engines",
     "fuzzrope.run.facade",
+    "fuzzrope.run.homes",
     "fuzzrope.run.loading",
     "fuzzrope.run.pretend",
     "fuzzrope.run.tamper",

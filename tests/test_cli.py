@@ -145,6 +145,32 @@ def test_a_failing_campaign_exits_1_and_every_finding_ends_with_a_command_that_s
         assert finding["bucket"] in output
 
 
+def test_a_folder_is_judged_file_by_file_and_a_broken_one_stops_nothing(tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in ("zeroes_inputs", "two_outputs"):
+        shutil.copy(ROOT / "tests" / "gauntlet" / "bad" / f"{name}.py", files)
+    (files / "a_typo.py").write_text("class ModelNew(:\n    pass\n")
+    (files / "helper.py").write_text("raise RuntimeError('no candidate: never imported')\n")
+    code, output = fuzzrope(
+        "fuzz", "files", "--seed", "3", "--max-findings", "1", "--max-examples", "5", "--json", "out.json", cwd=tmp_path
+    )
+    assert code == 1
+    report = json.loads((tmp_path / "out.json").read_text())
+    kinds = {Path(one["target"]).name: [f["kind"] for f in one["findings"]] for one in report["targets"]}
+    assert kinds == {"a_typo.py": ["exception"], "two_outputs.py": ["type"], "zeroes_inputs.py": ["mutation"]}
+    assert report["broken"] == {}
+    last = output[output.rindex("all") :]
+    assert [last.count(word) for word in ("FAIL", "type", "mutation", "exception", "helper")] == [3, 1, 1, 1, 0]
+
+
+def test_a_folder_without_candidates_gives_one_clear_line_and_exit_code_4(call, tmp_path):
+    (tmp_path / "helper.py").write_text("ModelNewer = 1\n")
+    code, output = call("fuzz", str(tmp_path))
+    assert code == 4
+    assert output.endswith("no file in this folder defines ModelNew\n")
+
+
 def test_replaying_a_case_that_shows_something_else_exits_1(tmp_path):
     path = sorted(SPECIMEN_CASES.glob("*.json"))[0]
     document = json.loads(path.read_text())

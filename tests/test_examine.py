@@ -6,13 +6,14 @@ from fuzzrope.campaign import run_campaign
 from fuzzrope.case import Values
 from fuzzrope.corpus import files, load
 from fuzzrope.events import Event, Minimized
-from fuzzrope.examine import ALONE, EVERY, RUNS, SAME_MEMORY, demanded, examine_afresh, other_values, sampled
+from fuzzrope.examine import ALONE, EVERY, IDLE, RUNS, SAME_MEMORY, demanded, examine_afresh, other_values, sampled
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.replaying import replay
 from fuzzrope.run import Runner
 from fuzzrope.settings import Settings
 from fuzzrope.targets import find
 from tests.conftest import rope_case, spec
+from tests.gauntlet.judging import FILES
 
 CASE = rope_case(2, 3, 8, 16)
 
@@ -35,15 +36,50 @@ def test_a_case_alone_shows_it_when_its_bucket_is_asked_for(name, bucket):
 
 def test_every_extra_run_of_a_correct_kernel_is_clean():
     every = [*(f"stateful:{check}" for check in RUNS), "nondeterministic"]
+    every.append(f"no_launch:q:{IDLE}")
     every += [f"mismatch:q:relation {name}" for name in OPERATIONS["rope"].relations]
     with Runner(find("specimen:tiled"), "cpu") as runner:
         verdict = examine_afresh(CASE, runner, find("specimen:tiled"), Settings(), every)
-    assert set(demanded(every)) == {*RUNS, *OPERATIONS["rope"].relations}
+    assert set(demanded(every)) == {*RUNS, IDLE, *OPERATIONS["rope"].relations}
     assert not verdict.findings
 
 
+@pytest.mark.parametrize(
+    ("name", "bucket"),
+    [
+        ("kernel_for_show", "no_launch:q:idle"),
+        ("kernel_for_q_only", "no_launch:k:idle"),
+        ("output_pool", "stateful:q:again"),
+    ],
+)
+def test_what_owes_nothing_to_kernels_or_reuses_its_answers_is_shown_by_one_case(name, bucket):
+    target = find(str(FILES[name]))
+    with Runner(target, "cpu") as runner:
+        assert examine_afresh(CASE, runner, target, Settings(), (bucket,)).buckets == {bucket}
+
+
+@pytest.mark.parametrize("values", ["zeros", "constant", "normal"])
+@pytest.mark.parametrize("name", ["in_place_scratch", "two_launches", "cached_tables", "workspace_views"])
+def test_kernels_that_work_on_copies_and_caches_owe_their_answer_to_their_launches(name, values):
+    target = find(str(FILES[name]))
+    data = (1.0,) if values == "constant" else ()
+    same = {tensor: spec(tensor, CASE[tensor].shape, values=Values(values, 0, data)) for tensor, _ in CASE.tensors}
+    with Runner(target, "cpu") as runner:
+        verdict = examine_afresh(CASE.with_tensors(same), runner, target, Settings(), ("no_launch:q:idle", "stateful"))
+    assert not verdict.findings
+
+
+def test_idle_launches_tell_nothing_where_an_output_is_small():
+    target = find(str(FILES["kernel_for_show"]))
+    with Runner(target, "cpu") as runner:
+        assert not examine_afresh(rope_case(1, 1, 1, 2), runner, target, Settings(), ("no_launch:q:idle",)).findings
+
+
 def test_ordinary_buckets_demand_nothing():
-    assert demanded(["mismatch:q", "nonfinite:k", "out_of_bounds:load:relation_kernel", "crash:SIGSEGV"]) == ()
+    assert (
+        demanded(["mismatch:q", "no_launch", "nonfinite:k", "out_of_bounds:load:relation_kernel", "crash:SIGSEGV"])
+        == ()
+    )
 
 
 def test_checks_are_sampled_by_the_case_alone_and_at_their_rates():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzzrope.case import TensorSpec
-from fuzzrope.draw import Draw
+from fuzzrope.draw import Draw, search
 from fuzzrope.geometry import FAR, arrange, dense, layouts, least_sizes, misaligned, orders, traits
 
 NAMED = [(rank, layout) for rank in (2, 4) for layout in layouts(rank)]
@@ -14,6 +14,13 @@ NAMED = [(rank, layout) for rank in (2, 4) for layout in layouts(rank)]
 
 def spec(shape, strides, offset=0, dtype="float32"):
     return TensorSpec(dtype, shape, strides, offset, "x")
+
+
+def test_a_far_batch_wraps_a_32_bit_index_though_its_stride_fits_into_32_bits():
+    seen = set()
+    search(lambda draw: seen.add(arrange(draw, (3, 1, 2, 4), "far batch")[0]), 50, "far")
+    assert seen
+    assert all(stride < 2**31 <= 2 * stride for stride in seen)
 
 
 def test_layouts_are_named_once_and_far_batches_need_four_dimensions():

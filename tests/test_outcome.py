@@ -34,6 +34,7 @@ REPLY = {
     "detail": "",
     "container": "tuple",
     "outputs": [OUTPUT],
+    "reused": [0],
     "gradients": {
         "requires": [True, False],
         "tensors": [OUTPUT, None],
@@ -93,6 +94,7 @@ def test_a_reply_is_read_whole():
         status="returned",
         container="tuple",
         outputs=(Output("Tensor", "float32", (2, 3), (3, 1), "cuda", b"output", (("q", 8),), OUTPUT["origin"]),),
+        reused=(0,),
         gradients=Gradients(
             (True, False),
             (Output("Tensor", "float32", (2, 3), (3, 1), "cuda", b"gradient", (("q", 8),), OUTPUT["origin"]), None),
@@ -162,6 +164,10 @@ def test_a_missing_key_is_refused(path):
         (("launches", 0, "grid"), [1.5]),
         (("launches", 0, "constants"), [["BLOCK"]]),
         (("launches", 0, "constants"), [["BLOCK", math.inf]]),
+        (("reused",), None),
+        (("reused",), [1]),
+        (("reused",), [-1]),
+        (("reused",), [0.5]),
         (("tampered",), None),
         (("tampered",), [None]),
         (("after",), 3),

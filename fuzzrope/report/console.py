@@ -32,6 +32,13 @@ FAMILIES = {
 }
 
 
+WORDS = {
+    EXIT_PASS: ("PASS", "bold green"),
+    EXIT_FINDINGS: ("FAIL", "bold red"),
+    EXIT_INTERRUPTED: ("INTERRUPTED", "bold yellow"),
+}
+NOT_ENOUGH = ("NOT ENOUGH", "bold yellow")
+
 PLAIN_EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 
@@ -70,6 +77,25 @@ class ConsoleReport:
         elif isinstance(event, Example) and time.monotonic() - self._last_line > PLAIN_EVERY:
             self._last_line = time.monotonic()
             self.console.print(self._status(), style="dim")
+
+    def close(self, broken: dict[str, str]) -> None:
+        """One line a target, where there were several; ``broken`` maps those the machinery failed on to why."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        table = Table("target", "verdict", "kinds of finding", "examples", "seconds", title="all", title_justify="left")
+        for run in self._run.targets:
+            if run.finished is None:
+                continue
+            kinds = ", ".join(dict.fromkeys(found.finding.kind for found in run.found))
+            word, style = WORDS.get(Run([run]).exit_code, NOT_ENOUGH)
+            done = run.finished
+            table.add_row(
+                escape(run.started.target.name), Text(word, style), kinds, f"{done.examples:,}", f"{done.seconds:.1f}"
+            )
+        for name, why in broken.items():
+            table.add_row(escape(name), Text("BROKEN", "bold yellow"), escape(why), "", "")
+        self.console.print(table)
 
     def _begin(self, event: Started) -> None:
         target = event.target
@@ -175,9 +201,7 @@ class ConsoleReport:
         if done.restarts:
             counts += f" · {done.restarts} child restarts"
         one = Run([run])
-        words = {EXIT_PASS: ("PASS", "bold green"), EXIT_FINDINGS: ("FAIL", "bold red")}
-        words[EXIT_INTERRUPTED] = ("INTERRUPTED", "bold yellow")
-        word = words.get(one.exit_code, ("NOT ENOUGH", "bold yellow"))
+        word = WORDS.get(one.exit_code, NOT_ENOUGH)
         lines.append(Text.assemble(word, f"  {run.started.target.name}: {counts}"))
         return lines
 

@@ -24,6 +24,7 @@ def report(run: Run, environment: dict[str, str], seed: int) -> dict[str, Any]:
         "examples": sum(f.examples for f in finished),
         "seconds": round(sum(f.seconds for f in finished), 3),
         "targets": [_target(target) for target in run.targets],
+        "broken": run.broken,
         "environment": environment,
     }
 
@@ -53,6 +54,7 @@ def _target(run: TargetRun) -> dict[str, Any]:
         "verdict": "fail" if failed else "pass",
         "examples": done.examples if done else 0,
         "executed": done.executed if done else 0,
+        "seconds": round(done.seconds, 3) if done else 0.0,
         "findings": [
             {**found.finding.to_json(), "case": str(found.path or ""), "minimized": found.complete}
             for found in run.found

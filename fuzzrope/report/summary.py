@@ -35,9 +35,10 @@ class TargetRun:
 
 @dataclass
 class Run:
-    """All campaigns of one command."""
+    """All campaigns of one command, and the targets that the machinery failed on, with the reason."""
 
     targets: list[TargetRun] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
         """Fold in one event."""
@@ -57,6 +58,8 @@ class Run:
         done = [target.finished for target in self.targets if target.finished is not None]
         if any(finished.interrupted for finished in done):
             return EXIT_INTERRUPTED
+        if self.broken:
+            return EXIT_INTERNAL
         if any(target.found for target in self.targets):
             return EXIT_FINDINGS
         if not done or any(finished.executed == 0 or finished.missed for finished in done):

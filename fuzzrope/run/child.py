@@ -19,13 +19,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from fuzzrope.build import DTYPES, Built, build, rebuild, same_form
 from fuzzrope.case import Case
 from fuzzrope.operations import OPERATIONS
-from fuzzrope.run import cuda, driver, wire
+from fuzzrope.run import cuda, driver, homes, wire
 from fuzzrope.run.differentiate import differentiate, require
 from fuzzrope.run.engines import Engine, Unsupported, make_engine
 from fuzzrope.run.facade import CudaFacade
@@ -33,7 +32,6 @@ from fuzzrope.run.loading import load
 from fuzzrope.run.pretend import pretend_cuda
 from fuzzrope.run.tamper import Seal
 
-Home = tuple[torch.device, int]
 PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision; the first is torch's default
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator")
 
@@ -77,7 +75,7 @@ class _Runner:
         self.derived: tuple[list[bool], list[Any], Any] | None = None  # what differentiating gave, and raised
         self.seal = Seal()
         self._last: tuple[Case, Built] | None = None
-        self._answer: list[torch.Tensor] = []  # the last call's, kept alive: the next has to find memory of its own
+        self.answers = homes.Answers()
 
     def load(self) -> tuple[dict[str, Any], list[bytes]]:
         """Import the target; a reply without outputs."""
@@ -154,7 +152,7 @@ class _Runner:
         if self.derived is None:
             return None
         flags, tensors, raised = self.derived
-        forms = [None if item is None else self._output(item, _home_of(item), {}, blobs) for item in tensors]
+        forms = [None if item is None else self._output(item, homes.home_of(item), {}, blobs) for item in tensors]
         return {"requires": flags, "tensors": forms, "raised": raised}
 
     def _prepared(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +193,7 @@ class _Runner:
         try:
             with torch._C.DisableTorchFunction():
                 reply["container"], reply["outputs"] = self._outputs(result, built, blobs)
-                reply["reused"] = self._reused(result, built)
+                reply["reused"] = self.answers.reused(_items(result), built.tensors.values())
                 reply["gradients"] = self._gradients(blobs)
                 reply["after"] = list(built.memories)
                 blobs += [memory.bytes() for memory in built.memories.values()]
@@ -205,15 +203,6 @@ class _Runner:
                 fatal = {"status": "tampered", "detail": f"what it returned could not be read: {error}"}
             return {**reply, **fatal, "outputs": [], "reused": [], "gradients": None, "after": []}, []
         return reply, blobs
-
-    def _reused(self, result: Any, built: Built) -> list[int]:
-        """Which returned tensors lie in memory of the answer before, inputs' memory aside; keeps the new answer."""
-        items = list(result)[:32] if isinstance(result, (tuple, list)) else [result]
-        homes = [_home_of(item) for item in items]
-        given = {_home(tensor) for tensor in built.tensors.values()}
-        before = {_home(tensor) for tensor in self._answer if tensor.numel()} - given
-        self._answer = [item for item, home in zip(items, homes, strict=True) if home is not None and home not in given]
-        return [index for index, home in enumerate(homes) if home in before and items[index].numel()]
 
     def _watched(self) -> dict[str, Any]:
         if self.engine is None or self.facade is None:
@@ -228,18 +217,18 @@ class _Runner:
     def _outputs(self, result: Any, built: Built, blobs: list[bytes]) -> tuple[str, list[dict[str, Any]]]:
         if result is None:
             return "None", []
-        items = list(result)[:32] if isinstance(result, (tuple, list)) else [result]
-        known = {name: (tensor, _home(tensor)) for name, tensor in built.tensors.items()}
+        items = _items(result)
+        known = {name: (tensor, homes.home(tensor)) for name, tensor in built.tensors.items()}
         outputs = []
         for i, item in enumerate(items):
-            home = _home_of(item)
+            home = homes.home_of(item)
             outputs.append(self._output(item, home, known, blobs))
             if home is not None:
                 known[f"#{i}"] = item, home
         return "tuple" if isinstance(result, tuple) else type(result).__name__, outputs
 
     def _output(
-        self, item: Any, home: Home | None, known: dict[str, tuple[torch.Tensor, Home]], blobs: list[bytes]
+        self, item: Any, home: homes.Home | None, known: dict[str, tuple[torch.Tensor, homes.Home]], blobs: list[bytes]
     ) -> dict[str, Any]:
         form: dict[str, Any] = {"type": type(item).__name__, "dtype": "", "device": "", "shape": [], "strides": []}
         form |= {"shares": [], "has_data": False, "origin": ""}
@@ -257,7 +246,7 @@ class _Runner:
             "shares": [
                 [name, item.data_ptr() - t.data_ptr()]
                 for name, (t, there) in known.items()
-                if there == home and _overlap(item, t)
+                if there == home and homes.overlap(item, t)
             ],
         }
         if item.numel() * item.element_size() <= wire.MAX_BLOB and item.device.type != "meta":
@@ -273,6 +262,10 @@ class _Runner:
         address = tensor.untyped_storage().data_ptr()
         where = [("allocated", [self.facade.origin_of(address)]), ("stored to", self.engine.stored_at(address)[:8])]
         return "; ".join(f"{what} at {', '.join(lines)}" for what, lines in where if any(lines))
+
+
+def _items(result: Any) -> list[Any]:
+    return list(result)[:32] if isinstance(result, (tuple, list)) else [result]
 
 
 def _unsupported(detail: str) -> dict[str, Any]:
@@ -294,42 +287,6 @@ def _raised(error: BaseException) -> dict[str, Any]:
     if "CUDA error" in text:  # e.g. an illegal access: nothing on this device works any more
         return {"status": "died", "detail": text.splitlines()[0], "raised": raised}
     return {"status": "raised", "raised": raised}
-
-
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    if tensor.numel() == 0:
-        return (0, 0)
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
-
-
-def _home(tensor: torch.Tensor) -> Home:
-    """The memory a tensor lives in, as device and address; tensors of different homes share none."""
-    return tensor.device, 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
-
-
-def _home_of(item: Any) -> Home | None:
-    """The memory of a plain strided tensor; None for anything else."""
-    return _home(item) if type(item) is torch.Tensor and item.layout is torch.strided else None
-
-
-def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors of one home share an element's address; they may interleave without."""
-    if one.device.type == "meta":
-        return False
-    (a, b), (c, d) = _span(one), _span(other)
-    if max(a, c) >= min(b, d):
-        return False
-    return a == c or bool(np.intersect1d(_places(one), _places(other)).size)
-
-
-def _places(tensor: torch.Tensor) -> np.ndarray:
-    """Byte addresses of the elements."""
-    total = np.array([tensor.data_ptr()], dtype=np.int64)
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        steps = np.arange(size if stride else min(size, 1), dtype=np.int64) * stride * tensor.element_size()
-        total = np.add.outer(total, steps).reshape(-1)
-    return total
 
 
 def _where(error: BaseException) -> str:

@@ -183,9 +183,7 @@ class Runner:
             used[1].close()
         return outcome
 
-    def run(
-        self, case: Case, seconds: float | None = None, same_memory: bool = False, idle: bool = False
-    ) -> Outcome:
+    def run(self, case: Case, seconds: float | None = None, same_memory: bool = False, idle: bool = False) -> Outcome:
         """Run one case, with its own deadline if given; see :class:`fuzzrope.outcome.Outcome`.
 
         ``same_memory``: its inputs take the place of the last case's, if they are of the same form. ``idle``: kernels
@@ -206,9 +204,7 @@ class Runner:
             phase = "load" if loading else "run"
             return Outcome("tampered", "it killed the process that watches over it", phase=phase)
 
-    def _exchange(
-        self, case: Case | None, seconds: float, same_memory: bool = False, idle: bool = False
-    ) -> Outcome:
+    def _exchange(self, case: Case | None, seconds: float, same_memory: bool = False, idle: bool = False) -> Outcome:
         assert self._child is not None
         pid, sock = self._child
         started = time.monotonic()

@@ -1,6 +1,6 @@
 """Judge every file of the gauntlet, beside a fixed-shape checker; exit code 1 if one verdict is not fair.
 
-python -m tests.gauntlet [--seeds 1 2 3] [--jobs N] [--only NAME ...] [--json reports/baseline/gauntlet.json]
+python -m tests.gauntlet [--seeds 1 2 3] [--jobs N] [--only NAME ...] [--seconds 60] [--json FILE]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzrope.versions import versions
-from tests.gauntlet.judging import FILES, Judged, judged
+from tests.gauntlet.judging import FILES, SECONDS, Judged, judged
 from tests.gauntlet.kinds import FAIR, STRICT
 
 
@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a campaign; more on a machine that is busy")
     parser.add_argument("--only", nargs="+", choices=list(FILES), default=list(FILES), metavar="NAME")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -73,7 +74,7 @@ def main() -> None:
     results = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        asked = [pool.submit(judged, name, seed) for seed in options.seeds for name in options.only]
+        asked = [pool.submit(judged, name, seed, options.seconds) for seed in options.seeds for name in options.only]
         for future in as_completed(asked):
             one = future.result()
             results.append(one)

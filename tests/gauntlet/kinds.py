@@ -21,7 +21,6 @@ FAIR: dict[str, set[str]] = {
     "negative_offset": {"out_of_bounds"},
     "odd_width_over_read": {"out_of_bounds"},
     "in_place_race": {"mismatch", "nonfinite", "race"},
-    "overlapping_tiles": {"race"},
     "sequence_on_y": {"exception", "launch"},
     "double_in_single": {"mismatch", "nonfinite"},
     "boundary_inclusive": {"out_of_bounds", "race"},
@@ -51,6 +50,7 @@ FAIR: dict[str, set[str]] = {
     "one_block_of_columns": {"mismatch", "nonfinite", "uninitialized"},
     "padding_tile_mask": {"out_of_bounds", "race"},
     "tables_not_cut": {"shape"},
+    "unary_minus": {"mismatch"},
     "two_outputs": {"type"},
     "back_on_the_host": {"device"},
     "empty_is_an_error": {"exception", "launch"},
@@ -127,5 +127,4 @@ STRICT = {
     "strides_of_its_own",
     "tables_are_copies",
     "accepts_anything",
-    "strict_gradients",
 }

@@ -111,6 +111,36 @@ def test_a_changed_global_setting_breaks_the_seal():
     assert seal.broken() == []
 
 
+@pytest.mark.parametrize("key", ["elapsed_time", "record"])
+def test_a_replaced_clock_of_the_gpu_breaks_the_seal(key, monkeypatch):
+    seal = Seal()
+    monkeypatch.setattr(torch.cuda.Event, key, lambda *args: 1e-6)
+    assert seal.broken() == [f"torch.cuda.Event.{key}"]
+
+
+def test_the_clock_that_stands_in_for_one_is_sealed_too(monkeypatch):
+    class Event:
+        def elapsed_time(self, other):
+            return 1.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    seal = Seal()
+    monkeypatch.setattr(Event, "elapsed_time", lambda self, other: 0.0)
+    assert seal.broken() == ["torch.cuda.Event.elapsed_time"]
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_sums_of_products_in_another_precision_break_the_seal(name):
+    key = f"allow_{name}_reduced_precision_reduction"
+    before, seal = getattr(torch.backends.cuda.matmul, key), Seal()
+    setattr(torch.backends.cuda.matmul, key, not before)
+    try:
+        assert len(seal.broken()) == 1
+    finally:
+        setattr(torch.backends.cuda.matmul, key, before)
+    assert seal.broken() == []
+
+
 def test_honest_work_keeps_the_seal():
     seal = Seal()
     torch.nn.functional.softmax(torch.randn(3), dim=0)

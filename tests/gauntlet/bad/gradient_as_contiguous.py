@@ -41,7 +41,7 @@ class RopeFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(x, cos, sin)
-        like = eager(*(t.detach().to("meta") for t in (x, cos, sin)))
+        like = eager(*(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in (x, cos, sin)))
         out = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=x.device)
         return out.copy_(rope_one(x, cos, sin))
 

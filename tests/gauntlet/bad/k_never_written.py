@@ -8,9 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def fused_rope_qk_kernel(
-    q_ptr, k_ptr, cos_ptr, sin_ptr, oq_ptr, ok_ptr,
+    q_ptr, q2_ptr, k_ptr, k2_ptr, cos_ptr, sin_ptr, oq_ptr, ok_ptr,
     rows_q, rows_k, HQ, HK, S, HALF,
-    qb, qh, qs, qd, q2, kb, kh, ks, kd, k2, cs, cd, ss, sd,
+    qb, qh, qs, qd, kb, kh, ks, kd, cs, cd, ss, sd,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -24,16 +24,16 @@ def fused_rope_qk_kernel(
         c = tl.load(cos_ptr + pos * cs + d * cd, mask=d < HALF, other=0.0)
         s = tl.load(sin_ptr + pos * ss + d * sd, mask=d < HALF, other=0.0)
 
-        q_at = q_ptr + bq * qb + hq * qh + pos * qs + d * qd
-        a1 = tl.load(q_at, mask=in_q, other=0.0).to(oq_ptr.dtype.element_ty)
-        a2 = tl.load(q_at + q2, mask=in_q, other=0.0).to(oq_ptr.dtype.element_ty)
+        q_at = bq * qb + hq * qh + pos * qs + d * qd
+        a1 = tl.load(q_ptr + q_at, mask=in_q, other=0.0).to(oq_ptr.dtype.element_ty)
+        a2 = tl.load(q2_ptr + q_at, mask=in_q, other=0.0).to(oq_ptr.dtype.element_ty)
         cq, sq = c.to(oq_ptr.dtype.element_ty), s.to(oq_ptr.dtype.element_ty)
         tl.store(oq_ptr + row * 2 * HALF + d, a1 * cq - a2 * sq, mask=in_q)
         tl.store(oq_ptr + row * 2 * HALF + HALF + d, a2 * cq + a1 * sq, mask=in_q)
 
-        k_at = k_ptr + bk * kb + hk * kh + pos * ks + d * kd
-        b1 = tl.load(k_at, mask=in_k, other=0.0).to(ok_ptr.dtype.element_ty)
-        b2 = tl.load(k_at + k2, mask=in_k, other=0.0).to(ok_ptr.dtype.element_ty)
+        k_at = bk * kb + hk * kh + pos * ks + d * kd
+        b1 = tl.load(k_ptr + k_at, mask=in_k, other=0.0).to(ok_ptr.dtype.element_ty)
+        b2 = tl.load(k2_ptr + k_at, mask=in_k, other=0.0).to(ok_ptr.dtype.element_ty)
         ck, sk = c.to(ok_ptr.dtype.element_ty), s.to(ok_ptr.dtype.element_ty)
         tl.store(ok_ptr + row * 2 * HALF + d, b1 * ck - b2 * sk, mask=in_k)
         b2 = b2 * ck + b1 * sk
@@ -42,8 +42,8 @@ def fused_rope_qk_kernel(
 def fused_rope_qk(q, k, cos, sin):
     half = q.shape[-1] // 2
     S, HALF = torch.broadcast_shapes(q.shape[2:3] + (half,), k.shape[2:3] + (half,), cos.shape, sin.shape)
-    q1 = q[..., :half].expand(-1, -1, S, HALF)
-    k1 = k[..., :half].expand(-1, -1, S, HALF)
+    q1, q2 = (t.expand(-1, -1, S, HALF) for t in (q[..., :half], q[..., half:]))
+    k1, k2 = (t.expand(-1, -1, S, HALF) for t in (k[..., :half], k[..., half:]))
     c, s = cos.expand(S, HALF), sin.expand(S, HALF)
     tables = torch.promote_types(cos.dtype, sin.dtype)
     out_q = torch.empty(*q1.shape[:3], 2 * HALF, dtype=torch.promote_types(q.dtype, tables), device=q.device)
@@ -51,9 +51,9 @@ def fused_rope_qk(q, k, cos, sin):
     rows_q, rows_k = (t.shape[0] * t.shape[1] * S for t in (q, k))
     if max(out_q.numel(), out_k.numel()) > 0:
         fused_rope_qk_kernel[(max(rows_q, rows_k),)](
-            q1, k1, c, s, out_q, out_k,
+            q1, q2, k1, k2, c, s, out_q, out_k,
             rows_q, rows_k, max(q.shape[1], 1), max(k.shape[1], 1), S, HALF,
-            *q1.stride(), half * q.stride(3), *k1.stride(), half * k.stride(3), *c.stride(), *s.stride(),
+            *q1.stride(), *k1.stride(), *c.stride(), *s.stride(),
             BLOCK=32,
         )
     return out_q, out_k

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def rotate_pair(x1, x2, c, s):
-    return tl.fma(x1, c, -(x2 * s)), tl.fma(x1, s, x2 * c)
+    return tl.fma(x1, c, x2 * (s * -1.0)), tl.fma(x1, s, x2 * c)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Tiles step by one row fewer than they hold: two programs write the seam (Megatron-LM #5963)."""
+"""Triton's -x is 0 - x, so a zero loses its sign: fma(a, b, -y) is +0 where eager has -0."""
 
 import torch
 import torch.nn as nn
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def rotate_pair(x1, x2, c, s):
-    return x1 * c - x2 * s, x2 * c + x1 * s
+    return tl.fma(x1, c, -(x2 * s)), tl.fma(x1, s, x2 * c)
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def rope_tile_kernel(
     pid_bh = tl.program_id(0).to(tl.int64)
     pid_s = tl.program_id(1).to(tl.int64)
     b, h = pid_bh // H, pid_bh % H
-    rows = (pid_s * (BLOCK_S - 1) + tl.arange(0, BLOCK_S))[:, None]
+    rows = (pid_s * BLOCK_S + tl.arange(0, BLOCK_S))[:, None]
     for d0 in range(0, HALF, BLOCK_D):
         cols = (d0 + tl.arange(0, BLOCK_D))[None, :]
         mask = (rows < S) & (cols < HALF)
@@ -48,7 +48,7 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
         return out
     acc = tl.float64 if result == torch.float64 else tl.float32
     BLOCK_S, BLOCK_D = 16, 32
-    grid = (B * H, triton.cdiv(S, BLOCK_S - 1))
+    grid = (B * H, triton.cdiv(S, BLOCK_S))
     rope_tile_kernel[grid](
         first, second, cos, sin, out, H, S, HALF,
         *first.stride(), *cos.stride(), *sin.stride(), *out.stride(),
