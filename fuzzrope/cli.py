@@ -45,7 +45,7 @@ from fuzzrope.report.summary import (
 from fuzzrope.run import Runner, RunnerError
 from fuzzrope.run.runner import Limits
 from fuzzrope.settings import PROFILES, Settings
-from fuzzrope.targets import LEVELS, REGISTERED, TargetError, defines, find
+from fuzzrope.targets import LEVELS, REGISTERED, TargetError, find_all
 from fuzzrope.versions import versions
 
 CORPUS = Path("corpus")
@@ -128,8 +128,10 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
     )
     if settings.device == "cuda":
         settings = settings.with_changes(limits=Limits(seconds=COMPILE_SECONDS))
-    names = [one for name in targets or ("kernels.ModelNew",) for one in _expanded(name)]
-    chosen = [_target(name).at(settings.level) for name in names]
+    try:
+        chosen = [one.at(settings.level) for name in targets or ("kernels.ModelNew",) for one in find_all(name)]
+    except TargetError as error:
+        raise Usage(str(error)) from None
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = options["reports"] / f"{stamp}-seed{seed}-{os.getpid()}"
     run, log = Run(), machine.EventLog(folder / "events.jsonl")
@@ -173,23 +175,6 @@ def environment(settings: Settings) -> dict[str, str]:
         "engine": settings.engine if settings.device == "cpu" else "cuda",
         "processor": processor,
     }
-
-
-def _expanded(name: str) -> list[str]:
-    """A folder's files that define ``ModelNew``, in order; any other name itself."""
-    if not Path(name).is_dir():
-        return [name]
-    found = [str(path) for path in sorted(Path(name).glob("*.py")) if defines(path, "ModelNew")]
-    if not found:
-        raise Usage(f"{name}: no file in this folder defines ModelNew")
-    return found
-
-
-def _target(name: str) -> Any:
-    try:
-        return find(name)
-    except TargetError as error:
-        raise Usage(str(error)) from None
 
 
 def _console() -> Console:

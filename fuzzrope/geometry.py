@@ -112,7 +112,7 @@ def traits(spec: TensorSpec) -> set[str]:
             found.add("sliced")
         elif reach > math.prod(shape) and max(strides[dim] for dim in real) < FAR:
             found.add("padded")
-    if any(strides[dim] >= FAR for dim in real):
+    if any((shape[dim] - 1) * strides[dim] >= 2 * FAR for dim in real):  # two batches would not wrap yet
         found.add("far batch")
     return found
 

@@ -220,10 +220,24 @@ def names() -> list[str]:
     return [target.name for target in REGISTERED]
 
 
-def defines(path: Path, name: str) -> bool:
-    """Whether the text of a file binds this name at its top level; nothing is imported."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return re.search(rf"^(class {name}\b|{name}\s*[:=])", text, re.MULTILINE) is not None
+def find_all(name: str) -> list[Target]:
+    """The target of a name or path; of a folder, its files that define ``ModelNew``, in order.
+
+    Nothing is imported. Raises :class:`TargetError` with one clear line.
+    """
+    if not Path(name).is_dir():
+        return [find(name)]
+    found = [find(str(path)) for path in sorted(Path(name).glob("*.py")) if _DEFINES.search(_text(path))]
+    if not found:
+        raise TargetError(f"{name}: no file in this folder defines ModelNew")
+    return found
+
+
+_DEFINES = re.compile(r"^(class ModelNew\b|ModelNew\s*[:=])", re.MULTILINE)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def find(name: str) -> Target:

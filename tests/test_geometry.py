@@ -16,6 +16,11 @@ def spec(shape, strides, offset=0, dtype="float32"):
     return TensorSpec(dtype, shape, strides, offset, "x")
 
 
+def test_two_batches_however_far_apart_do_not_wrap_yet():
+    assert "far batch" in traits(spec((3, 1, 2, 4), (FAR, 8, 4, 1)))
+    assert "far batch" not in traits(spec((2, 1, 2, 4), (FAR, 8, 4, 1)))
+
+
 def test_a_far_batch_wraps_a_32_bit_index_though_its_stride_fits_into_32_bits():
     seen = set()
     search(lambda draw: seen.add(arrange(draw, (3, 1, 2, 4), "far batch")[0]), 50, "far")
