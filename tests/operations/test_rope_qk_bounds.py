@@ -212,3 +212,9 @@ def test_a_rotation_by_nothing_leaves_nothing_to_round_and_a_cut_factor_shows(na
     assert not held(right, tensors, options).findings
     cut = (q * (1 - 4 * torch.finfo(dtype).eps)) @ k.transpose(2, 3)
     assert held(cut, tensors, options).findings
+
+
+def test_zeros_count_as_no_error_though_their_bound_underflows():
+    tensors = made(("float64",) * 4, ("zeros", "zeros", "normal", "normal"))
+    errors = held(torch.zeros(1, 2, 3, 4, dtype=torch.float64), tensors).errors
+    assert (errors.over_bound, errors.squares, errors.reference_squares) == (0.0, 0.0, 0.0)
