@@ -21,6 +21,7 @@ Array = np.ndarray
 NARROW_ORACLE = 2.0**-52  # what one step of the oracle in float64 errs by
 WIDE_ORACLE = 2.0**-96  # and in pairs of float64,
 WIDE_UNDERFLOW = 2.0**-1070  # whose low parts may underflow
+GROWTH = 1 + 2.0**-40  # radii are rounded too
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def joined(balls: Sequence[Balls], join: Callable[[list[Array]], Array]) -> Ball
 
 def settled(high: Array, low: Array, radius: Array, odd: Array, opened: Array, wide: bool) -> Balls:
     """Balls of which odd and open ones are worth nothing; those beyond the oracle's range are open."""
+    radius = radius * GROWTH
     opened = (opened | ~np.isfinite(high + low + radius)) & ~odd
     worthless = odd | opened
     if worthless.any():
@@ -166,7 +168,7 @@ def dot(a: Balls, b: Balls, step: float, least: float, limit: float, nil: Array 
         low = np.zeros(high.shape)
     sizes = np.matmul(a.size, b.size)
     radius = np.matmul(np.abs(a.high), b.radius) + np.matmul(a.radius, b.size)
-    radius = radius * (1 + 2.0**-40) + (gamma(count, step) + _own(count, a.wide)) * sizes
+    radius = radius + (gamma(count, step) + _own(count, a.wide)) * sizes
     moved = met(a.size > 0, b.size > 0) if a.wide else sizes > 0  # a product may underflow to zero
     radius = radius + moved * (4 * (count + 2) * least + _lost(count, a.wide))
     odd, opened = np.zeros(high.shape, dtype=bool), sizes >= limit

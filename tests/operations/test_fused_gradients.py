@@ -77,7 +77,7 @@ def cotangents_of(operation, tensors, options, seed=50, kind="normal"):
 def eager(tensors, expected, given):
     pairs = [(expected[name], g) for name, g in given.items() if expected[name].requires_grad]
     outputs, grads = zip(*pairs, strict=True)
-    found = torch.autograd.grad(outputs, list(tensors.values()), grads, allow_unused=True)
+    found = torch.autograd.grad(outputs, list(tensors.values()), grads, retain_graph=True, allow_unused=True)
     return dict(zip(tensors, found, strict=True))
 
 
@@ -274,17 +274,22 @@ def test_a_cotangent_read_as_if_it_were_contiguous_lies_outside():
     assert verdicts(QK, tensors, given, {}, backward(QK, tensors, given, {}, flaw="as if contiguous"))
 
 
+#: The median of bound over gradient, in unit roundoffs: rounding in products' 16-bit types counts once for each of
+#: them, in float32 and float64 it is sums of some 40 terms that count, and scores' errors in exponents.
+ROOM = {QK.name: (100, 600), ATTENTION.name: (2000, 13000)}
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @BOTH
-def test_bounds_leave_no_room_for_errors_of_the_size_of_the_gradients(operation, dtype):
-    """Half of the elements are held to so much of their own size; three times that would not do."""
+def test_bounds_leave_no_more_room_than_they_are_known_to(operation, dtype):
     options = options_of(operation, "plain")
     tensors = made(operation, (dtype,) * 5, sizes=LARGE, tables=(40, 8))
     _, given = cotangents_of(operation, tensors, options)
-    unit = 2 * torch.finfo(getattr(torch, dtype)).eps
+    unit = torch.finfo(getattr(torch, dtype)).eps / 2
     for name, envelope in operation.gradients(tensors, given, tuple(tensors), options).items():
-        relative = np.median(envelope.bound / np.abs(envelope.exact.high))
-        assert relative < (40 if dtype in ("float16", "bfloat16") else 400) * unit, name
+        exact = np.abs(envelope.exact.high)
+        relative = np.median(envelope.bound[exact > 0] / exact[exact > 0])
+        assert relative < ROOM[operation.name][dtype in ("float32", "float64")] * unit, name
 
 
 @BOTH

@@ -223,3 +223,9 @@ def test_scale_folded_into_16_bits_is_outside_unless_it_is_exact(name, scale, po
     got = torch.matmul(folded, tensors["k"].double().transpose(2, 3))  # not rounded, which would hide more
     narrow = tensors["q"].itemsize == 2
     assert bool(held(got, tensors, {"scale": scale, "out_dtype": "float64"}).findings) == (narrow and not power)
+
+
+def test_zeros_count_as_no_error_though_their_bound_underflows():
+    tensors = made(("float64",) * 4, ("zeros", "zeros", "normal", "normal"))
+    errors = held(torch.zeros(1, 2, 3, 4, dtype=torch.float64), tensors).errors
+    assert (errors.over_bound, errors.squares, errors.reference_squares) == (0.0, 0.0, 0.0)

@@ -177,3 +177,15 @@ def test_a_target_is_judged_by_its_gradients_where_it_promises_them():
     assert find("kernels.ModelNew").gradients
     assert not find("specimen:tiled").gradients
     assert not Target("x.py", "x.py").gradients
+
+
+def test_a_cotangent_of_an_output_that_is_not_asked_for_says_nothing_about_the_target(runner_of):
+    operation, target = OPERATIONS["rope_attention"], find("variant:attention-eager-grad")
+    one = operation.probes()[0]
+    cotangent = spec("grad_lse", one["q"].shape[:3])
+    one = replace(one, backward=Backward(("q",), (("lse", cotangent),)))
+    asked = replace(one, options=(("return_lse", True),))
+    assert judge(asked, runner_of(target).run(asked), target).skipped == ""
+    verdict = judge(one, runner_of(target).run(one), target)
+    assert "does not return" in verdict.skipped
+    assert verdict.findings == []
