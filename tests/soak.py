@@ -23,7 +23,7 @@ from fuzzrope.report.summary import EXIT_NOTHING, EXIT_PASS, Run
 from fuzzrope.settings import Settings
 from fuzzrope.targets import REGISTERED, find
 
-OURS = {"kernels.ModelNew": 70_000, "kernels.reference": 30_000}
+OURS = {"kernels.ModelNew": 70_000, "kernels.rope": 10_000, "kernels.reference": 30_000}
 SPECIMENS = {"specimen:tiled": 10_000, "specimen:differentiable": 10_000}
 VARIANTS = {target.name: target.operation for target in REGISTERED if target.name.startswith("variant:")}
 OF_ROPE, FUSED = 10_000, 500  # examples of each variant, by its operation

@@ -95,7 +95,7 @@ def strata(
 
     Args:
         names: the inputs.
-        used: pins of each choice of outputs in use.
+        used: pins of each choice of outputs in use, all of them first.
         apart: pins under which no two inputs are one tensor.
         large: pins under which every output shows its layout.
         shapes: pins of cases that are worth a gradient, by name.
@@ -105,7 +105,8 @@ def strata(
         found.append(Stratum(f"gradient dtype: {dtype}", (("dtypes", (dtype,) * len(names)), DIFFERENTIATED)))
     for layout in COTANGENTS:
         found.append(Stratum(f"cotangent: {layout}", (("cotangent", layout), *large.items())))
-    found.append(Stratum("cotangent: without elements", (("B", 0), DIFFERENTIATED)))
+    every = next(iter(used.values()))  # k may have elements where q has none, so q has to be in use
+    found.append(Stratum("cotangent: without elements", (("B", 0), *every.items(), DIFFERENTIATED)))
     found += [Stratum(f"outputs in use: {name}", tuple(pins.items())) for name, pins in used.items()]
     found += [Stratum(f"gradient with: {name}", (*pins.items(), DIFFERENTIATED)) for name, pins in shapes.items()]
     return tuple(found)
