@@ -6,6 +6,7 @@ With the same seed and the same number of jobs the same cases are drawn.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import Counter
 from dataclasses import replace
 from multiprocessing.queues import Queue
@@ -51,8 +52,15 @@ def run_parallel(target: Target, settings: Settings, folder: Path | None, emit: 
 
 
 def _work(queue: Queue[Message], index: int, target: Target, settings: Settings, folder: Path | None) -> None:
+    parent = os.getppid()
+
+    def say(event: Event) -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # killed: nobody listens any more, and what was found is saved
+        queue.put((index, event))
+
     try:
-        run_campaign(target, settings, folder, lambda event: queue.put((index, event)))
+        run_campaign(target, settings, folder, say)
     except RunnerError as error:
         queue.put((index, str(error)))
     except KeyboardInterrupt:
