@@ -52,10 +52,11 @@ def run_parallel(target: Target, settings: Settings, folder: Path | None, emit: 
 
 
 def _work(queue: Queue[Message], index: int, target: Target, settings: Settings, folder: Path | None) -> None:
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def say(event: Event) -> None:
-        if os.getppid() != parent:
+        if os.getppid() != parent.pid:
             os._exit(1)  # killed: nobody listens any more, and what was found is saved
         queue.put((index, event))
 
