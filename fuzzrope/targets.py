@@ -92,6 +92,13 @@ REGISTERED: tuple[Target, ...] = (
         gradients=True,
         summary="the eager PyTorch Model, judged like any other target",
     ),
+    Target(
+        "kernels.rope_qk",
+        "kernels:rope_qk",
+        "rope_qk",
+        level="strict",
+        summary="our scores of rotated queries and keys, in one launch",
+    ),
     _specimen("unfused-baseline", "one program a row; allocates with empty_like and trusts the input's strides"),
     _specimen("k-geometry", "addresses k with q's strides and heads"),
     _specimen("ragged-tail", "no column mask: a ragged tile writes over its neighbour"),

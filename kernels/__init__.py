@@ -6,7 +6,8 @@
 
 from kernels.ModelNew import ModelNew
 from kernels.rope import rope
+from kernels.rope_qk import rope_qk
 
 __version__ = "0.1.0"
 
-__all__ = ["ModelNew", "__version__", "rope"]
+__all__ = ["ModelNew", "__version__", "rope", "rope_qk"]
