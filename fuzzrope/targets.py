@@ -99,6 +99,13 @@ REGISTERED: tuple[Target, ...] = (
         level="strict",
         summary="our scores of rotated queries and keys, in one launch",
     ),
+    Target(
+        "kernels.rope_attention",
+        "kernels:rope_attention",
+        "rope_attention",
+        level="strict",
+        summary="our attention with rotation inside, split over keys where rows are few",
+    ),
     _specimen("unfused-baseline", "one program a row; allocates with empty_like and trusts the input's strides"),
     _specimen("k-geometry", "addresses k with q's strides and heads"),
     _specimen("ragged-tail", "no column mask: a ragged tile writes over its neighbour"),

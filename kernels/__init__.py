@@ -6,8 +6,9 @@
 
 from kernels.ModelNew import ModelNew
 from kernels.rope import rope
+from kernels.rope_attention import rope_attention
 from kernels.rope_qk import rope_qk
 
 __version__ = "0.1.0"
 
-__all__ = ["ModelNew", "__version__", "rope", "rope_qk"]
+__all__ = ["ModelNew", "__version__", "rope", "rope_attention", "rope_qk"]
