@@ -52,11 +52,11 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def capped(s, cap):
-    """tanh(s / cap), made of exp: hardware's own tanh is too rough."""
+    """tanh(s / cap) and its slope by s, made of exp: hardware's own tanh is too rough."""
     x = s / cap
     e = tl.exp(-2.0 * tl.abs(x))
     t = (1.0 - e) / (1.0 + e)
-    return tl.where(x < 0, -t, t)
+    return tl.where(x < 0, -t, t), 4.0 * e / ((1.0 + e) * (1.0 + e))
 
 
 @triton.jit
@@ -124,7 +124,8 @@ def attention_kernel(
         s = tl.dot(q2, tl.trans(k2), input_precision=PRECISION, out_dtype=WORK)
         s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION, out_dtype=WORK)
         if CAP:
-            s = capped(s * scale.to(WORK), cap.to(WORK)) * (cap * LOG2_E).to(WORK)
+            t, _ = capped(s * scale.to(WORK), cap.to(WORK))
+            s = t * (cap * LOG2_E).to(WORK)
         else:
             s = s * units
         j = (start_n + n)[None, :]
@@ -305,7 +306,12 @@ def rope_attention(
     if not can_launch(q.device):
         options: dict[str, Any] = {"scale": scale, "causal": causal, "q_offset": q_offset, "window": window}
         return reference.attention_reference(q, k, v, cos, sin, **options, softcap=softcap, return_lse=return_lse)
-    o, lse = launch(call, q, k, v, cos, sin)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
+        from kernels.rope_attention_backward import differentiable  # it launches the kernels above
+
+        o, lse = differentiable(call, q, k, v, cos, sin)
+    else:
+        o, lse = launch(call, q, k, v, cos, sin)
     return (o, lse) if return_lse else o
 
 
