@@ -146,7 +146,12 @@ def rope_qk(
         return reference.qk_reference(
             q, k, cos, sin, scale=scale, causal=causal, q_offset=q_offset, out_dtype=out_dtype
         )
-    return launch(problem, q, k, cos, sin, out_dtype or problem.dot)
+    dtype = out_dtype or problem.dot
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
+        from kernels.rope_qk_backward import differentiable  # it launches the kernel above
+
+        return differentiable(problem, dtype, q, k, cos, sin)
+    return launch(problem, q, k, cos, sin, dtype)
 
 
 def launch(
