@@ -13,8 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.fused import Problem, columns, work_dtype
+from kernels.fused import Problem, work_dtype
 from kernels.rotation import load_halves, rotate, rows_at, whole_groups
+from kernels.tiles import columns
 
 
 @triton.jit
@@ -38,8 +39,8 @@ def store_turned_back(
 
 @triton.jit
 def store_query_gradients(
-    g1, g2, q_ptr, cos_ptr, sin_ptr, dq_ptr, dcos_ptr, dsin_ptr, head, first, local, g, there, offset, group, rows, half,
-    q_h, q_s, q_d, cos_s, cos_d, sin_s, sin_d,
+    g1, g2, q_ptr, cos_ptr, sin_ptr, dq_ptr, dcos_ptr, dsin_ptr,
+    head, first, local, g, there, offset, group, rows, half, q_h, q_s, q_d, cos_s, cos_d, sin_s, sin_d,
     WORK: tl.constexpr, TABLES: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of packed rows; ``head`` counts those of k, ``q_ptr`` is at the group's first."""

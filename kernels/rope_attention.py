@@ -18,51 +18,33 @@ from kernels.fused import (
     Tiles,
     block_of,
     check_programs,
-    columns,
     dot_precision,
     is_even,
     is_number,
     is_wide,
-    key_tiles,
-    lanes_of,
-    load_keys,
-    load_queries,
-    load_rows,
     make_problem,
-    packed_rows,
-    program,
-    seen_from,
     strides_of,
     work_dtype,
 )
 from kernels.launch import TL_DTYPES, can_launch, ceil_div
 from kernels.rotation import factor, rows_at, whole_groups
+from kernels.softmax import COMBINED_ROWS, LN_2, LOG2_E, capped, choose_splits, combine_kernel, finite_or_zero
+from kernels.tiles import (
+    columns,
+    key_tiles,
+    lanes_of,
+    load_keys,
+    load_queries,
+    load_rows,
+    packed_rows,
+    program,
+    seen_from,
+)
 
 __all__ = ["rope_attention"]
 
 NAME = "rope_attention"
 MAX_CAP = 2.0**20
-ENOUGH_PROGRAMS = 264  # two for each multiprocessor of an H200: below that, keys are shared out
-LEAST_SHARE = 4  # tiles of keys that are worth a program of their own
-MOST_SPLITS = 128
-COMBINED_ROWS = 4  # rows that a program of the second kernel joins
-LOG2_E = tl.constexpr(1.4426950408889634)  # a variable of a kernel would have 32 bits
-LN_2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def capped(s, cap):
-    """tanh(s / cap) and its slope by s, made of exp: hardware's own tanh is too rough."""
-    x = s / cap
-    e = tl.exp(-2.0 * tl.abs(x))
-    t = (1.0 - e) / (1.0 + e)
-    return tl.where(x < 0, -t, t), 4.0 * e / ((1.0 + e) * (1.0 + e))
-
-
-@triton.jit
-def finite_or_zero(top):
-    """The largest score, or 0 of a row that has seen none: something to subtract."""
-    return tl.where(top == -float("inf"), 0.0, top)
 
 
 # Nothing is specialized: one flag, VECTOR, says all that makes loads wide, and a variant is dear.
@@ -154,35 +136,6 @@ def attention_kernel(
     tl.store(o_rows + dv, o.to(o_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=range(5, 8), do_not_specialize_on_alignment=range(5))
-def combine_kernel(
-    part_ptr, top_ptr, total_ptr, o_ptr, lse_ptr, count, width_v, splits,
-    BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_R rows of o and lse from their shares (splits, count, ...), joined in one order."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    there = row < count
-    dv = tl.arange(0, BLOCK_V)[None, :]
-    mask = there[:, None] & (dv < width_v)
-    best = tl.full([BLOCK_R], -float("inf"), top_ptr.dtype.element_ty)
-    for split in range(0, splits):
-        at = tl.cast(split, tl.int64) * count + row
-        best = tl.maximum(best, tl.load(top_ptr + at, mask=there, other=-float("inf")))
-    known = finite_or_zero(best)
-    whole = tl.zeros([BLOCK_R], top_ptr.dtype.element_ty)
-    o = tl.zeros([BLOCK_R, BLOCK_V], part_ptr.dtype.element_ty)
-    for split in range(0, splits):
-        at = tl.cast(split, tl.int64) * count + row
-        weight = tl.exp2(tl.load(top_ptr + at, mask=there, other=-float("inf")) - known)
-        whole += weight * tl.load(total_ptr + at, mask=there, other=0.0)
-        part = tl.load(part_ptr + (at * width_v)[:, None] + dv, mask=mask, other=0.0)
-        o += weight[:, None].to(part_ptr.dtype.element_ty) * part
-    whole = tl.where(whole == 0, 1.0, whole)
-    o = o / whole[:, None].to(part_ptr.dtype.element_ty)
-    tl.store(lse_ptr + row, (best + tl.log2(whole)) * LN_2, mask=there)
-    tl.store(o_ptr + (row * width_v)[:, None] + dv, o.to(o_ptr.dtype.element_ty), mask=mask)
-
-
 class Call(NamedTuple):
     """One checked call: the problem, and what attention alone has. ``cap`` is 0 where there is none."""
 
@@ -220,11 +173,6 @@ def choose_tiles(half: int, width_v: int, dtype: torch.dtype, packed: int) -> Ti
     if size == 4:
         return Tiles(64, 32, 8, 2) if narrow else Tiles(32, 32, 8, 1)
     return Tiles(32, 16, 4, 1) if narrow else Tiles(16, 16, 4, 1)
-
-
-def choose_splits(programs: int, key_tiles: int) -> int:
-    """How many programs share the keys of a tile: 1 unless there are few programs and many keys."""
-    return max(min(ENOUGH_PROGRAMS // max(programs, 1), key_tiles // LEAST_SHARE, MOST_SPLITS), 1)
 
 
 def check_call(
@@ -329,7 +277,7 @@ def launch(
     tiles = choose_tiles(problem.half, call.width_v, call.out, rows * group)
     programs = ceil_div(rows * group, tiles.rows) * batch * heads
     splits = choose_splits(programs, ceil_div(keys, tiles.keys))
-    found = (o, lse, lse)
+    found: tuple[torch.Tensor, ...] = (o, lse, lse)
     if splits > 1:
         found = (
             torch.empty((splits, *o.shape), dtype=sums, device=device),

@@ -14,13 +14,14 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.fused import (
-    Tiles,
-    check_programs,
+from kernels.fused import Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
+from kernels.fused_backward import TableSums, store_key_gradients, store_query_gradients
+from kernels.launch import TL_DTYPES, ceil_div
+from kernels.rope_attention import NAME, Call, launch
+from kernels.rotation import factor, rows_at, whole_groups
+from kernels.softmax import LOG2_E, capped, finite_or_zero
+from kernels.tiles import (
     columns,
-    dot_precision,
-    is_even,
-    is_wide,
     key_tiles,
     lanes_of,
     load_keys,
@@ -30,13 +31,7 @@ from kernels.fused import (
     program,
     row_tiles,
     seen_from,
-    strides_of,
-    work_dtype,
 )
-from kernels.fused_backward import TableSums, store_key_gradients, store_query_gradients
-from kernels.launch import TL_DTYPES, ceil_div
-from kernels.rope_attention import LOG2_E, NAME, Call, capped, finite_or_zero, launch
-from kernels.rotation import factor, rows_at, whole_groups
 
 
 @triton.jit
@@ -91,9 +86,7 @@ def query_gradient_kernel(
     )  # fmt: skip
     lanes = g * rows + local
     at = head * group * rows + first
-    o = load_rows(
-        o_ptr, at, lanes * width_v, there, width_v, width_v, 1, VECTOR, WIDE, BLOCK_V
-    )  # fmt: skip
+    o = load_rows(o_ptr, at, lanes * width_v, there, width_v, width_v, 1, VECTOR, WIDE, BLOCK_V)
     do_ptr += b * do_b + h * group * do_h
     do = load_rows(do_ptr, first, local * do_s + g * do_h, there, width_v, do_s, do_d, VECTOR, WIDE, BLOCK_V)
     dlse_ptr += b * dlse_b + h * group * dlse_h + first.to(tl.int64) * dlse_s
@@ -247,7 +240,8 @@ def gradients(
     tables = (problem.tables[:2], problem.tables[2:])
     made = (o, dq, dk, dv, *sums.of_q, *sums.of_k)
     constants = call.constants | tiles.options | {
-        "OUT": TL_DTYPES[call.out], "GRAD": TL_DTYPES[grad], "PRECISION": precision, "TABLES": sums.wanted, "WIDE": wide,
+        "OUT": TL_DTYPES[call.out], "GRAD": TL_DTYPES[grad], "PRECISION": precision, "TABLES": sums.wanted,
+        "WIDE": wide,
         "VECTOR": is_even((*operands, do, *made), (*steps, *tables, do_steps), (problem.half, call.width_v)),
     }  # fmt: skip
     numbers = (*call.numbers, *steps[0], *steps[1], *steps[2], *problem.tables, *do_steps)

@@ -16,18 +16,13 @@ from kernels.fused import (
     dot_precision,
     is_even,
     is_wide,
-    lanes_of,
-    load_keys,
-    load_queries,
     make_problem,
-    packed_rows,
-    program,
-    seen_from,
     strides_of,
     work_dtype,
 )
 from kernels.launch import TL_DTYPES, can_launch, ceil_div
 from kernels.rotation import rows_at, whole_groups
+from kernels.tiles import lanes_of, load_keys, load_queries, packed_rows, program, seen_from
 
 __all__ = ["rope_qk"]
 
@@ -83,7 +78,7 @@ def qk_kernel(
         s = tl.dot(q2, k2, input_precision=PRECISION, out_dtype=WORK)
         s = tl.dot(q1, k1, s, input_precision=PRECISION, out_dtype=WORK)
         s = s * scale.to(WORK)
-        low, high = seen_from(first + local, there, keys, first_shift, last_shift)
+        _, high = seen_from(first + local, there, keys, first_shift, last_shift)
         s = tl.where(j < high[:, None], s, -float("inf"))
         out_rows = rows_at(out_ptr, first, keys, (g * rows + local) * keys, VECTOR)
         mask = whole_groups(there[:, None] & (j < keys), VECTOR)
@@ -151,11 +146,11 @@ def rope_qk(
         from kernels.rope_qk_backward import differentiable  # it launches the kernel above
 
         return differentiable(problem, dtype, q, k, cos, sin)
-    return launch(problem, q, k, cos, sin, dtype)
+    return launch(problem, dtype, q, k, cos, sin)
 
 
 def launch(
-    problem: Problem, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype
+    problem: Problem, dtype: torch.dtype, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:
     """The scores in fresh memory, by one launch or none."""
     batch, heads, group, rows, keys = problem[:5]

@@ -13,28 +13,12 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.fused import (
-    Problem,
-    Tiles,
-    check_programs,
-    dot_precision,
-    is_even,
-    is_wide,
-    key_tiles,
-    lanes_of,
-    load_keys,
-    load_queries,
-    packed_rows,
-    program,
-    row_tiles,
-    seen_from,
-    strides_of,
-    work_dtype,
-)
+from kernels.fused import Problem, Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
 from kernels.fused_backward import TableSums, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
 from kernels.rope_qk import NAME, launch
 from kernels.rotation import factor
+from kernels.tiles import key_tiles, lanes_of, load_keys, load_queries, packed_rows, program, row_tiles, seen_from
 
 
 @triton.jit
@@ -203,7 +187,7 @@ class _RopeQK(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         ctx.problem = problem
         ctx.precision = dot_precision(torch.promote_types(problem.dot, dtype))
-        return launch(problem, *inputs, dtype)
+        return launch(problem, dtype, *inputs)
 
     @staticmethod
     @once_differentiable

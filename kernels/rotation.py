@@ -56,7 +56,7 @@ def whole_groups(mask, VECTOR: tl.constexpr):
 
 @triton.jit
 def rows_at(ptr, start, stride, lanes, VECTOR: tl.constexpr):
-    """Pointers (n, 1) to rows from row ``start``, whose distance has 64 bits; ``lanes`` is how far each is from there."""
+    """Pointers (n, 1) to rows: ``start`` rows away, told in 64 bits, and ``lanes`` elements from there."""
     return aligned(ptr + start.to(tl.int64) * stride + lanes[:, None], VECTOR)
 
 
