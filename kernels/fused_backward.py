@@ -9,9 +9,14 @@ Each program writes the tables' gradients of its own rows; PyTorch adds them up,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
 
 from kernels.fused import Problem, work_dtype
 from kernels.rotation import load_halves, rotate, rows_at, whole_groups
@@ -76,6 +81,23 @@ def store_key_gradients(
         rows_at(dcos_ptr, at, half, n * half, VECTOR), rows_at(dsin_ptr, at, half, n * half, VECTOR),
         d, mask, half, k_d, cos_d, sin_d, WORK, TABLES, VECTOR,
     )  # fmt: skip
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward whose results raise RuntimeError when differentiated.
+
+    PyTorch's own ``once_differentiable`` does so only if what is handed back requires a gradient itself; if not, its
+    results count as constants, and a second derivative is silently without them.
+    """
+    once = once_differentiable(backward)
+
+    @wraps(backward)
+    def wrapped(ctx: Any, *given: torch.Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            given = tuple(None if g is None else g.detach().requires_grad_() for g in given)
+        return once(ctx, *given)
+
+    return wrapped
 
 
 class TableSums:

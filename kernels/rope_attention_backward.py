@@ -12,10 +12,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from kernels.fused import Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
-from kernels.fused_backward import TableSums, store_key_gradients, store_query_gradients
+from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
 from kernels.rope_attention import NAME, Call, launch
 from kernels.rotation import factor, rows_at, whole_groups
@@ -266,7 +265,7 @@ class _RopeAttention(torch.autograd.Function):
         return o, lse
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if do is None and dlse is None:
             return (None,) * 6

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from kernels.fused import Problem, Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
-from kernels.fused_backward import TableSums, store_key_gradients, store_query_gradients
+from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
 from kernels.rope_qk import NAME, launch
 from kernels.rotation import factor
@@ -190,7 +189,7 @@ class _RopeQK(torch.autograd.Function):
         return launch(problem, dtype, *inputs)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, ds: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, None, *gradients(ctx.problem, ctx.precision, ctx.saved_tensors, ds, ctx.needs_input_grad[2:])
 

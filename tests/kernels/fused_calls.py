@@ -91,7 +91,11 @@ def drawn(name: str, count: int, seed: str) -> Iterator[Call]:
                 options["window"] = rng.choice((1, 2, 5, 30))
             if rng.random() < 0.4:
                 options["softcap"] = rng.choice((0.7, 4.0))
-        rows, keys, width = rng.choice((1, 5, 17, 33)), rng.choice((0, 1, 7, 16, 40, 65)), rng.choice((2, 6, 16, 34, 66))
+        rows, keys, width = (
+            rng.choice((1, 5, 17, 33)),
+            rng.choice((0, 1, 7, 16, 40, 65)),
+            rng.choice((2, 6, 16, 34, 66)),
+        )
         needed = max(options.get("q_offset", 0) + rows, keys)
         table = rng.choice((None, None, (needed + 3, width // 2), (1, width // 2), (needed, 1), (1, 1)))
         yield Call(

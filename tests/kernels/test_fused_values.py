@@ -55,7 +55,9 @@ def test_the_comparison_sees_a_position_that_is_off_by_one(launching, name):
 def test_results_have_the_promoted_dtype_and_its_accuracy(launching, name, mix):
     rows, tables = mix
     call = Call(name, width=16)
-    inputs = [x.to(tables if role in ("cos", "sin") else rows) for role, x in zip(call.names, call.inputs(), strict=True)]
+    inputs = [
+        x.to(tables if role in ("cos", "sin") else rows) for role, x in zip(call.names, call.inputs(), strict=True)
+    ]
     ours = call.ours(*inputs)
     assert ours.dtype == torch.promote_types(rows, tables)
     held = 2 if name == "rope_qk" else 0  # scores are held in the promoted type, weights in v's
