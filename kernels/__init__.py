@@ -8,7 +8,9 @@ holds what ``torch.compile`` sees of it.
 from kernels import operators
 from kernels.ModelNew import ModelNew
 from kernels.rope import rope
+from kernels.rope_attention import rope_attention
+from kernels.rope_qk import rope_qk
 
 __version__ = "0.1.0"
 
-__all__ = ["ModelNew", "__version__", "operators", "rope"]
+__all__ = ["ModelNew", "__version__", "operators", "rope", "rope_attention", "rope_qk"]

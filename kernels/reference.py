@@ -3,6 +3,7 @@
 ``Model``, ``get_inputs`` and ``get_init_inputs`` have the names that kernel benchmarks look for.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -103,6 +104,86 @@ def _padded(total: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dty
     whole = torch.zeros(shape, dtype=dtype, device=total.device)
     whole[: total.shape[0]] = total
     return whole
+
+
+def _scores(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale: float | None, q_offset: int
+) -> torch.Tensor:
+    """Scaled scores (B, Hq, Sq, Sk) in float32, or float64, of factors rounded to their promoted type."""
+
+    def turned(x: torch.Tensor, first: int) -> torch.Tensor:
+        c, s = (t if t.shape[0] == 1 else t[first : first + x.shape[2]] for t in (cos, sin))
+        return rotate_halves(x, c, s, x.shape[3] // 2)
+
+    a, b = turned(q, q_offset), turned(k, 0)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    a, b = a.to(dtype).to(work), b.to(dtype).to(work)
+    if k.shape[1]:
+        b = b.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    return torch.matmul(a, b.mT) * (1 / math.sqrt(q.shape[3]) if scale is None else scale)
+
+
+def qk_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    q_offset: int = 0,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """``scale * rope(q) @ rope(k)^T`` (B, Hq, Sq, Sk); see :func:`kernels.rope_qk`."""
+    scores = _scores(q, k, cos, sin, scale, q_offset)
+    if causal:
+        i, j = (torch.arange(n, device=q.device) for n in scores.shape[2:])
+        scores = scores.masked_fill(j > q_offset + i[:, None], -math.inf)
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.promote_types(cos.dtype, sin.dtype))
+    return scores.to(out_dtype or dtype)
+
+
+def attention_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    q_offset: int = 0,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention over :func:`qk_reference`'s scores; see :func:`kernels.rope_attention`."""
+    scores = _scores(q, k, cos, sin, scale, q_offset)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    i, j = (torch.arange(n, device=q.device) for n in scores.shape[2:])
+    i = q_offset + i[:, None]
+    hidden = torch.zeros(scores.shape[2:], dtype=torch.bool, device=q.device)
+    if causal:
+        hidden = hidden | (j > i)
+    if window is not None:
+        hidden = hidden | (j <= i - window)
+    scores = scores.masked_fill(hidden, -math.inf)
+    empty = hidden.all(dim=1)[:, None]  # rows that see no key
+    if scores.shape[3]:
+        top = scores.detach().amax(dim=3, keepdim=True).masked_fill(empty, 0.0)
+    else:
+        top = scores.new_zeros((*scores.shape[:3], 1))
+    weights = torch.exp(scores - top)
+    total = weights.sum(dim=3, keepdim=True).masked_fill(empty, 1.0)
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.promote_types(cos.dtype, sin.dtype))
+    work = torch.float64 if v.dtype == torch.float64 else torch.float32
+    values = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1) if v.shape[1] else v
+    o = torch.matmul(weights.to(v.dtype).to(work), values.to(work)) / total
+    o = o.to(torch.promote_types(dtype, v.dtype))
+    lse = (top + torch.log(total)).masked_fill(empty, -math.inf).squeeze(3)
+    return (o, lse) if return_lse else o
 
 
 class Model(nn.Module):

@@ -36,3 +36,60 @@ def rotate(x1, x2, cos, sin, COS_DTYPE: tl.constexpr, SIN_DTYPE: tl.constexpr, O
         first = (c1.to(tl.float32) - s2.to(tl.float32)).to(OUT_DTYPE)
         second = (c2.to(tl.float32) + s1.to(tl.float32)).to(OUT_DTYPE)
     return first, second
+
+
+@triton.jit
+def aligned(pointers, VECTOR: tl.constexpr):
+    """The pointers (n, 1) to rows; with VECTOR it is known that they are multiples of 16 bytes."""
+    if VECTOR:
+        pointers = tl.multiple_of(pointers, (16, 16))
+    return pointers
+
+
+@triton.jit
+def whole_groups(mask, VECTOR: tl.constexpr):
+    """The mask (rows, columns); with VECTOR it is known that groups of eight columns share a value."""
+    if VECTOR:
+        mask = tl.max_constancy(mask, (1, 8))
+    return mask
+
+
+@triton.jit
+def rows_at(ptr, start, stride, lanes, VECTOR: tl.constexpr):
+    """Pointers (n, 1) to rows: ``start`` rows away, told in 64 bits, and ``lanes`` elements from there."""
+    return aligned(ptr + start.to(tl.int64) * stride + lanes[:, None], VECTOR)
+
+
+@triton.jit
+def factor(x, DOT: tl.constexpr):
+    """x (rows, columns), rounded to DOT: a factor of a product.
+
+    Triton lays factors out by the narrowest type that they were loaded as, through all that is elementwise, and
+    then has no product of float64 for 16 bits. A sum of one term is not elementwise.
+    """
+    x = x.to(DOT)
+    if DOT == tl.float64:
+        x = tl.sum(x[:, None, :], 1)
+    return x
+
+
+@triton.jit
+def load_halves(x_rows, d, mask, half, x_d, VECTOR: tl.constexpr):
+    """Both halves (rows, columns d) of rows, zero where masked."""
+    x2_rows = aligned(x_rows + half.to(tl.int64) * x_d, VECTOR)
+    x1 = tl.load(x_rows + d * x_d, mask=mask, other=0.0)
+    x2 = tl.load(x2_rows + d * x_d, mask=mask, other=0.0)
+    return x1, x2
+
+
+@triton.jit
+def load_rotated(
+    x_rows, cos_rows, sin_rows, d, mask, half, x_d, cos_d, sin_d, WORK: tl.constexpr, DOT: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Both halves (rows, columns d) of rotated rows: computed in WORK, rounded once to DOT, zero where masked."""
+    x1, x2 = load_halves(x_rows, d, mask, half, x_d, VECTOR)
+    cos = tl.load(cos_rows + d * cos_d, mask=mask, other=0.0)
+    sin = tl.load(sin_rows + d * sin_d, mask=mask, other=0.0)
+    first, second = rotate(x1, x2, cos, sin, WORK, WORK, WORK)
+    return factor(first, DOT), factor(second, DOT)

@@ -1,0 +1,211 @@
+"""What ``rope_qk`` and ``rope_attention`` share on the host: arguments checked, and what a launch needs to know.
+
+Row i of q sees the keys j with i + first < j <= i + last: the two shifts hold all that ``causal``, ``window`` and
+``q_offset`` say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import mul
+from typing import Any, NamedTuple
+
+import torch
+
+from kernels.launch import INT32_MAX, TL_DTYPES, broadcast_strides
+from kernels.layout import Ints
+
+MAX_OFFSET = 2**40
+MAX_SCALE = 2.0**60
+MAX_WIDTH = 256  # wider heads fit no shared memory
+VECTOR_BYTES, VECTOR_ELEMENTS = 16, 8  # the widest load of one thread; so many elements are whole such loads
+
+
+class Problem(NamedTuple):
+    """Sizes and types of one call, k's heads counted; ``first`` and ``last`` shift the keys a row sees."""
+
+    batch: int
+    heads: int
+    group: int
+    rows: int
+    keys: int
+    half: int
+    offset: int
+    first: int
+    last: int
+    scale: float
+    dot: torch.dtype
+    tables: Ints
+
+    @property
+    def sizes(self) -> Ints:
+        """What every kernel takes first."""
+        return self.heads, self.group, self.rows, self.keys, self.half, self.offset, self.first, self.last
+
+    @property
+    def block_d(self) -> int:
+        """Columns of half a head, as a tile has them."""
+        return block_of(self.half)
+
+
+def block_of(columns: int) -> int:
+    """The power of two that holds so many columns; a product needs 16."""
+    return max(16, 1 << (columns - 1).bit_length()) if columns else 16
+
+
+def work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What products of this type are summed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def promoted(*tensors: torch.Tensor) -> torch.dtype:
+    """PyTorch's promotion of the tensors' types."""
+    dtype = tensors[0].dtype
+    for x in tensors[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def dot_precision(*dtypes: torch.dtype) -> str:
+    """How exact products of float32 are, by torch's setting; "ieee" where none is of float32."""
+    cut = torch.float32 in dtypes and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if cut else "ieee"
+
+
+def check_tensors(name: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise TypeError or ValueError for what is no tensor of this contract; cos and sin have two dimensions."""
+    for role, x in tensors.items():
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name}: {role} must be a torch.Tensor, not {type(x).__name__}")
+        if x.layout is not torch.strided:
+            raise TypeError(f"{name}: {role} must be a strided tensor, not {x.layout}")
+        if x.dtype not in TL_DTYPES:
+            raise TypeError(f"{name}: {role} must be float16, bfloat16, float32 or float64, not {x.dtype}")
+        rank = 2 if role in ("cos", "sin") else 4
+        if x.dim() != rank:
+            raise ValueError(f"{name}: {role} must have {rank} dimensions, not shape {tuple(x.shape)}")
+    device = tensors["q"].device
+    for role, x in tensors.items():
+        if x.device != device:
+            raise ValueError(f"{name}: all tensors must be on one device: q on {device}, {role} on {x.device}")
+
+
+def _check_shapes(name: str, q: torch.Tensor, k: torch.Tensor) -> None:
+    (batch, heads, _, width), (batch_k, heads_k, _, width_k) = q.shape, k.shape
+    if width % 2 or not 0 < width <= MAX_WIDTH:
+        raise ValueError(f"{name}: head_dim must be even and from 2 to {MAX_WIDTH}, not {width}")
+    if width_k != width:
+        raise ValueError(f"{name}: q and k must have one head_dim, not {width} and {width_k}")
+    if batch_k != batch:
+        raise ValueError(f"{name}: q and k must have one batch size, not {batch} and {batch_k}")
+    if heads % heads_k if heads_k else heads:
+        raise ValueError(f"{name}: {heads} heads of q are no multiple of {heads_k} heads of k")
+
+
+def is_number(x: Any) -> bool:
+    """Whether x is a Python number, truth values left out."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def _check_options(name: str, scale: Any, causal: Any, q_offset: Any) -> None:
+    if scale is not None and not is_number(scale):
+        raise TypeError(f"{name}: scale must be a number or None, not {type(scale).__name__}")
+    if scale is not None and not abs(scale) <= MAX_SCALE:
+        raise ValueError(f"{name}: scale must be at most 2**60 in size, not {scale}")
+    if not isinstance(causal, bool):
+        raise TypeError(f"{name}: causal must be a bool, not {type(causal).__name__}")
+    if not isinstance(q_offset, int) or isinstance(q_offset, bool):
+        raise TypeError(f"{name}: q_offset must be an int, not {type(q_offset).__name__}")
+    if not 0 <= q_offset <= MAX_OFFSET:
+        raise ValueError(f"{name}: q_offset must be from 0 to 2**40, not {q_offset}")
+
+
+def make_problem(
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    scale: float | None,
+    causal: bool,
+    q_offset: int,
+    window: int | None = None,
+) -> Problem:
+    """Check the arguments that both operations have, and name their sizes.
+
+    Raises:
+        TypeError: an argument is no strided tensor of the four dtypes, or an option of another type.
+        ValueError: ranks, devices, sizes or options that do not belong together.
+    """
+    check_tensors(name, tensors)
+    q, k, cos, sin = (tensors[role] for role in ("q", "k", "cos", "sin"))
+    _check_shapes(name, q, k)
+    _check_options(name, scale, causal, q_offset)
+    (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
+    half, needed = width // 2, max(q_offset + rows, keys)
+    for role, table in (("cos", cos), ("sin", sin)):
+        have, columns = table.shape
+        if have < needed and have != 1:
+            raise ValueError(f"{name}: {role} has {have} rows for {needed} positions")
+        if columns not in (half, 1):
+            raise ValueError(f"{name}: {role} must have {half} columns or one, not {columns}")
+    # A shift beyond what any row or key can tell is as good as the least that is.
+    last = min(q_offset, keys) if causal else keys
+    first = -rows - 1 if window is None else min(max(q_offset - window, -rows - 1), keys)
+    steps = [broadcast_strides(table.shape, table.stride()) for table in (cos, sin)]
+    return Problem(
+        batch, heads_k, heads // heads_k if heads_k else 1, rows, keys, half, q_offset, first, last,
+        1 / math.sqrt(width) if scale is None else float(scale), promoted(q, k, cos, sin), (*steps[0], *steps[1]),
+    )  # fmt: skip
+
+
+class Tiles(NamedTuple):
+    """Packed rows and keys of a tile, both powers of two, and how Triton is to compile for it."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Arguments of a launch."""
+        return {"BLOCK_M": self.rows, "BLOCK_N": self.keys, "num_warps": self.warps, "num_stages": self.stages}
+
+
+def strides_of(x: torch.Tensor) -> Ints:
+    """The strides by which a kernel reads x; a dimension of size 1 has none."""
+    return broadcast_strides(x.shape, x.stride())
+
+
+def is_wide(problem: Problem, tiles: Tiles, q: Sequence[Ints], k: Sequence[Ints], width: int) -> bool:
+    """Whether indices within a tile, its masked lanes included, need 64 bits.
+
+    q and k are strides (batch, head, row, column) of tensors whose rows are packed, and of those of keys; ``width``
+    is the largest number of columns of any.
+    """
+    local = (tiles.rows - 1) // problem.group + 1
+    farthest = problem.rows * problem.group + 2 * problem.keys + 2 * tiles.rows + 2 * tiles.keys
+    tables = problem.tables
+    for row, column in (tables[:2], tables[2:], *(strides[2:] for strides in (*q, *k))):
+        farthest = max(farthest, max(local, tiles.keys) * row + width * column)
+    for strides in q:
+        farthest = max(farthest, sum(map(mul, (problem.group - 1, local, width), strides[1:])))
+    return farthest > INT32_MAX
+
+
+def is_even(tensors: Sequence[torch.Tensor], strides: Sequence[Ints], widths: Sequence[int]) -> bool:
+    """Whether all that is read and written lies in groups of eight elements that start at multiples of 16 bytes.
+
+    ``strides`` are those of the tensors, column last; ``widths`` are the columns that are read and written.
+    """
+    return (
+        all(width % VECTOR_ELEMENTS == 0 for width in widths)
+        and all(steps[-1] == 1 and not any(step % VECTOR_ELEMENTS for step in steps[:-1]) for steps in strides)
+        and all(x.data_ptr() % VECTOR_BYTES == 0 for x in tensors)
+    )
+
+
+def check_programs(name: str, programs: int) -> int:
+    """The number of programs, which must be one that hardware launches; raises ValueError."""
+    if programs > INT32_MAX:
+        raise ValueError(f"{name}: {programs} programs are more than a launch can have")
+    return programs

@@ -1,0 +1,286 @@
+"""Gradients of :func:`kernels.rope_attention.rope_attention`: rotation and weights are computed again, not stored.
+
+With weights p = exp(s - lse), dp = do v^T and delta = Σ do o - dlse, ds = p (dp - delta) times the slope of softcap;
+then dv = p^T do, and ds times scale is the gradient of the product of rotated q and k. One kernel takes a tile of
+packed rows and all keys they see, another a tile of keys and all packed rows that see it, so heads of a group
+are summed inside; each sum has one order. The plain twin is autograd through
+:func:`kernels.reference.attention_reference`.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.fused import Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
+from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
+from kernels.launch import TL_DTYPES, ceil_div
+from kernels.rope_attention import NAME, Call, launch
+from kernels.rotation import factor, rows_at, whole_groups
+from kernels.softmax import LOG2_E, capped, finite_or_zero
+from kernels.tiles import (
+    columns,
+    key_tiles,
+    lanes_of,
+    load_keys,
+    load_queries,
+    load_rows,
+    packed_rows,
+    program,
+    row_tiles,
+    seen_from,
+)
+
+
+@triton.jit
+def weights_and_slopes(s, seen, lse, scale, cap, WORK: tl.constexpr, CAP: tl.constexpr):
+    """exp(score - lse) of products s, 0 where not seen; and the slope of a score by its scaled product."""
+    if CAP:
+        t, slope = capped(s * scale.to(WORK), cap.to(WORK))
+        s = t * (cap * LOG2_E).to(WORK)
+    else:
+        s = s * (scale * LOG2_E).to(WORK)
+        slope = 1.0
+    s = tl.where(seen, s, -float("inf"))
+    return tl.exp2(s - finite_or_zero(lse * LOG2_E)), slope
+
+
+@triton.jit(do_not_specialize=range(13, 47), do_not_specialize_on_alignment=range(13))
+def query_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, do_ptr, dlse_ptr, delta_ptr, dq_ptr, dcos_ptr, dsin_ptr,
+    heads, group, rows, keys, half,
+    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    first_shift, last_shift,
+    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    width_v,
+    q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
+    do_b, do_h, do_s, do_d, dlse_b, dlse_h, dlse_s,
+    WORK: tl.constexpr, DOT: tl.constexpr, OUT: tl.constexpr, GRAD: tl.constexpr, PRECISION: tl.constexpr,
+    CAP: tl.constexpr, TABLES: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """dq, delta and the tables' gradients of one tile of packed rows."""
+    if VECTOR:
+        q_d = 1
+        k_d = 1
+        v_d = 1
+        cos_d = 1
+        sin_d = 1
+        do_d = 1
+    tiles = tl.cdiv(rows * group, BLOCK_M)
+    pid = program(WIDE)
+    start = pid % tiles * BLOCK_M
+    head = (pid // tiles).to(tl.int64)
+    b = head // heads
+    h = head % heads
+    q_ptr += b * q_b + h * group * q_h
+    k_ptr += b * k_b + h * k_h
+    v_ptr += b * v_b + h * v_h
+    n = lanes_of(BLOCK_N, WIDE)
+    first, local, g, there = packed_rows(start, rows, group, BLOCK_M, WIDE)
+    q1, q2 = load_queries(
+        q_ptr, cos_ptr, sin_ptr, first, local, g, there, offset, half,
+        q_h, q_s, q_d, cos_s, cos_d, sin_s, sin_d, WORK, DOT, VECTOR, WIDE, BLOCK_D,
+    )  # fmt: skip
+    lanes = g * rows + local
+    at = head * group * rows + first
+    o = load_rows(o_ptr, at, lanes * width_v, there, width_v, width_v, 1, VECTOR, WIDE, BLOCK_V)
+    do_ptr += b * do_b + h * group * do_h
+    do = load_rows(do_ptr, first, local * do_s + g * do_h, there, width_v, do_s, do_d, VECTOR, WIDE, BLOCK_V)
+    dlse_ptr += b * dlse_b + h * group * dlse_h + first.to(tl.int64) * dlse_s
+    dlse = tl.load(dlse_ptr + (local * dlse_s + g * dlse_h), mask=there, other=0.0)
+    lse = tl.load(lse_ptr + at + lanes, mask=there, other=0.0)
+    delta = tl.sum(do.to(GRAD) * o.to(GRAD), 1) - dlse.to(GRAD)
+    tl.store(delta_ptr + at + lanes, delta, mask=there)
+    do = factor(do, OUT)
+    low, high = seen_from(first + local, there, keys, first_shift, last_shift)
+    first_tile, last_tile = key_tiles(start, rows, group, keys, first_shift, last_shift, BLOCK_M, BLOCK_N)
+    dq1 = tl.zeros([BLOCK_M, BLOCK_D], WORK)
+    dq2 = tl.zeros([BLOCK_M, BLOCK_D], WORK)
+    for tile in range(first_tile, last_tile):
+        start_n = tile * BLOCK_N
+        k1, k2 = load_keys(
+            k_ptr, cos_ptr, sin_ptr, start_n, n, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
+            WORK, DOT, VECTOR, WIDE, BLOCK_D,
+        )  # fmt: skip
+        s = tl.dot(q2, tl.trans(k2), input_precision=PRECISION, out_dtype=WORK)
+        s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION, out_dtype=WORK)
+        j = (start_n + n)[None, :]
+        seen = (j >= low[:, None]) & (j < high[:, None])
+        p, slope = weights_and_slopes(s, seen, lse[:, None], scale, cap, WORK, CAP)
+        v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
+        dp = tl.dot(do, tl.trans(factor(v, OUT)), input_precision=PRECISION, out_dtype=GRAD)
+        ds = tl.where(seen, p * (dp - delta[:, None]) * slope, 0.0).to(DOT)
+        dq1 = tl.dot(ds, k1, dq1, input_precision=PRECISION, out_dtype=WORK)
+        dq2 = tl.dot(ds, k2, dq2, input_precision=PRECISION, out_dtype=WORK)
+    dq1 = dq1 * scale.to(WORK)
+    dq2 = dq2 * scale.to(WORK)
+    store_query_gradients(
+        dq1, dq2, q_ptr, cos_ptr, sin_ptr, dq_ptr, dcos_ptr, dsin_ptr, head, first, local, g, there, offset,
+        group, rows, half, q_h, q_s, q_d, cos_s, cos_d, sin_s, sin_d, WORK, TABLES, VECTOR, WIDE, BLOCK_D,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=range(12, 43), do_not_specialize_on_alignment=range(12))
+def key_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lse_ptr, do_ptr, delta_ptr, dk_ptr, dv_ptr, dcos_ptr, dsin_ptr,
+    heads, group, rows, keys, half,
+    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    first_shift, last_shift,
+    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    width_v,
+    q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
+    do_b, do_h, do_s, do_d,
+    WORK: tl.constexpr, DOT: tl.constexpr, OUT: tl.constexpr, GRAD: tl.constexpr, PRECISION: tl.constexpr,
+    CAP: tl.constexpr, TABLES: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """dk, dv and the tables' gradients of one tile of keys; everything inside is transposed."""
+    if VECTOR:
+        q_d = 1
+        k_d = 1
+        v_d = 1
+        cos_d = 1
+        sin_d = 1
+        do_d = 1
+    across = tl.cdiv(keys, BLOCK_N)
+    pid = program(WIDE)
+    start_n = pid % across * BLOCK_N
+    head = (pid // across).to(tl.int64)
+    b = head // heads
+    h = head % heads
+    q_ptr += b * q_b + h * group * q_h
+    k_ptr += b * k_b + h * k_h
+    v_ptr += b * v_b + h * v_h
+    do_ptr += b * do_b + h * group * do_h
+    n = lanes_of(BLOCK_N, WIDE)
+    k1, k2 = load_keys(
+        k_ptr, cos_ptr, sin_ptr, start_n, n, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
+        WORK, DOT, VECTOR, WIDE, BLOCK_D,
+    )  # fmt: skip
+    v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
+    v = factor(v, OUT)
+    dk1 = tl.zeros([BLOCK_N, BLOCK_D], WORK)
+    dk2 = tl.zeros([BLOCK_N, BLOCK_D], WORK)
+    dv = tl.zeros([BLOCK_N, BLOCK_V], GRAD)
+    j = (start_n + n)[:, None]
+    first_tile, last_tile = row_tiles(start_n, rows, group, keys, first_shift, last_shift, BLOCK_M, BLOCK_N)
+    for tile in range(first_tile, last_tile):
+        first, local, g, there = packed_rows(tile * BLOCK_M, rows, group, BLOCK_M, WIDE)
+        q1, q2 = load_queries(
+            q_ptr, cos_ptr, sin_ptr, first, local, g, there, offset, half,
+            q_h, q_s, q_d, cos_s, cos_d, sin_s, sin_d, WORK, DOT, VECTOR, WIDE, BLOCK_D,
+        )  # fmt: skip
+        lanes = g * rows + local
+        at = head * group * rows + first
+        do = load_rows(do_ptr, first, local * do_s + g * do_h, there, width_v, do_s, do_d, VECTOR, WIDE, BLOCK_V)
+        do = factor(do, OUT)
+        lse = tl.load(lse_ptr + at + lanes, mask=there, other=0.0)
+        delta = tl.load(delta_ptr + at + lanes, mask=there, other=0.0)
+        s = tl.dot(k2, tl.trans(q2), input_precision=PRECISION, out_dtype=WORK)
+        s = tl.dot(k1, tl.trans(q1), s, input_precision=PRECISION, out_dtype=WORK)
+        low, high = seen_from(first + local, there, keys, first_shift, last_shift)
+        seen = (j >= low[None, :]) & (j < high[None, :])
+        p, slope = weights_and_slopes(s, seen, lse[None, :], scale, cap, WORK, CAP)
+        dv = tl.dot(p.to(OUT), do, dv, input_precision=PRECISION, out_dtype=GRAD)
+        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=GRAD)
+        ds = tl.where(seen, p * (dp - delta[None, :]) * slope, 0.0).to(DOT)
+        dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION, out_dtype=WORK)
+        dk2 = tl.dot(ds, q2, dk2, input_precision=PRECISION, out_dtype=WORK)
+    dk1 = dk1 * scale.to(WORK)
+    dk2 = dk2 * scale.to(WORK)
+    store_key_gradients(
+        dk1, dk2, k_ptr, cos_ptr, sin_ptr, dk_ptr, dcos_ptr, dsin_ptr, head, start_n, n, keys, half,
+        k_s, k_d, cos_s, cos_d, sin_s, sin_d, WORK, TABLES, VECTOR, WIDE, BLOCK_D,
+    )  # fmt: skip
+    d = columns(BLOCK_V, WIDE)
+    mask = whole_groups((start_n + n < keys)[:, None] & (d < width_v), VECTOR)
+    dv_rows = rows_at(dv_ptr, head * keys + start_n, width_v, n * width_v, VECTOR)
+    tl.store(dv_rows + d, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+
+
+def choose_tiles(half: int, width_v: int, dtype: torch.dtype) -> Tiles:
+    """The tile of either kernel: what shared memory and registers of compute capability 9.0 hold."""
+    size, narrow = dtype.itemsize, half <= 64 and width_v <= 128
+    if size == 2:
+        return Tiles(64, 64, 8, 2) if narrow else Tiles(32, 32, 8, 1)
+    if size == 4:
+        return Tiles(32, 32, 4, 1) if narrow else Tiles(16, 32, 4, 1)
+    return Tiles(16, 16, 4, 1)
+
+
+def gradients(
+    call: Call,
+    precision: str,
+    saved: tuple[torch.Tensor, ...],
+    do: torch.Tensor,
+    dlse: torch.Tensor,
+    needs: tuple[bool, ...],
+) -> list[torch.Tensor | None]:
+    """The gradients of q, k, v, cos and sin that are needed; ``saved`` are these, o and lse."""
+    q, k, v, cos, sin, o, lse = saved
+    if not lse.numel():
+        return [torch.zeros_like(x) if need else None for x, need in zip(saved, needs, strict=False)]
+    problem = call.problem
+    batch, heads, group, rows, keys = problem[:5]
+    tiles = choose_tiles(problem.half, call.width_v, call.out)
+    operands = [x.resolve_neg() for x in (q, k, v, cos, sin)]
+    do, dlse = do.resolve_neg(), dlse.resolve_neg()
+    grad = work_dtype(call.out)
+    delta = torch.empty(lse.shape, dtype=grad, device=q.device)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    sums = TableSums(problem, needs[3] or needs[4], q)
+    steps = [strides_of(x) for x in (q, k, v)]
+    do_steps, dlse_steps = strides_of(do), strides_of(dlse)
+    packed = ((0, rows * width, width, 1) for width in (2 * problem.half, call.width_v))
+    width = max(2 * problem.half, call.width_v)
+    wide = is_wide(problem, tiles, (steps[0], do_steps, (*dlse_steps, 0), *packed), steps[1:], width)
+    tables = (problem.tables[:2], problem.tables[2:])
+    made = (o, dq, dk, dv, *sums.of_q, *sums.of_k)
+    constants = call.constants | tiles.options | {
+        "OUT": TL_DTYPES[call.out], "GRAD": TL_DTYPES[grad], "PRECISION": precision, "TABLES": sums.wanted,
+        "WIDE": wide,
+        "VECTOR": is_even((*operands, do, *made), (*steps, *tables, do_steps), (problem.half, call.width_v)),
+    }  # fmt: skip
+    numbers = (*call.numbers, *steps[0], *steps[1], *steps[2], *problem.tables, *do_steps)
+    programs = check_programs(NAME, ceil_div(rows * group, tiles.rows) * batch * heads)
+    query_gradient_kernel[(programs,)](
+        *operands, o, lse, do, dlse, delta, dq, *sums.of_q, *numbers, *dlse_steps, **constants
+    )
+    if keys and (needs[1] or needs[2] or sums.wanted):
+        programs = check_programs(NAME, ceil_div(keys, tiles.keys) * batch * heads)
+        key_gradient_kernel[(programs,)](*operands, lse, do, delta, dk, dv, *sums.of_k, *numbers, **constants)
+    found: list[torch.Tensor | None] = [x if need else None for x, need in zip((dq, dk, dv), needs, strict=False)]
+    return found + [sums.gradient(i, table) if needs[3 + i] else None for i, table in enumerate((cos, sin))]
+
+
+class _RopeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        o, lse = launch(call, *inputs)
+        ctx.save_for_backward(*inputs, o, lse)
+        ctx.call, ctx.precision = call, dot_precision(call.problem.dot, call.out)
+        ctx.set_materialize_grads(False)
+        return o, lse
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if do is None and dlse is None:
+            return (None,) * 6
+        # What is not used has one zero for a gradient, which spreads.
+        o, lse = ctx.saved_tensors[5:]
+        do = torch.zeros((), dtype=o.dtype, device=o.device).expand(o.shape) if do is None else do
+        dlse = torch.zeros((), dtype=lse.dtype, device=o.device).expand(lse.shape) if dlse is None else dlse
+        return None, *gradients(ctx.call, ctx.precision, ctx.saved_tensors, do, dlse, ctx.needs_input_grad[1:])
+
+
+def differentiable(
+    call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """o and lse with gradients of all five inputs, which may have any strides, as those of o and lse may.
+
+    The same bits come back each time. Differentiating twice raises RuntimeError.
+    """
+    return _RopeAttention.apply(call, q, k, v, cos, sin)

@@ -1,0 +1,174 @@
+"""Scores of rotated queries and keys as one launch: ``scale * rope(q) @ rope(k)^T``, neither factor ever stored.
+
+A program keeps a rotated tile of k and lets tiles of q stream by. The plain twin is
+:func:`kernels.reference.qk_reference`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import reference
+from kernels.fused import (
+    Problem,
+    Tiles,
+    check_programs,
+    dot_precision,
+    is_even,
+    is_wide,
+    make_problem,
+    strides_of,
+    work_dtype,
+)
+from kernels.launch import TL_DTYPES, can_launch, ceil_div
+from kernels.rotation import rows_at, whole_groups
+from kernels.tiles import lanes_of, load_keys, load_queries, packed_rows, program, seen_from
+
+__all__ = ["rope_qk"]
+
+NAME = "rope_qk"
+POINTERS = ("q_ptr", "k_ptr", "cos_ptr", "sin_ptr", "out_ptr")
+ENOUGH_PROGRAMS = 1056  # eight for each multiprocessor of an H200: below that, k is rotated more often
+MOST_STEPS = 16
+
+
+# Nothing is specialized: one flag, VECTOR, says all that makes loads wide, and a variant is dear.
+@triton.jit(do_not_specialize=range(5, 27), do_not_specialize_on_alignment=range(5))
+def qk_kernel(
+    q_ptr, k_ptr, cos_ptr, sin_ptr, out_ptr,
+    heads, group, rows, keys, half,
+    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    first_shift, last_shift,
+    scale: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    steps,
+    q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
+    WORK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """``steps`` tiles of packed rows of q against one tile of keys."""
+    if VECTOR:
+        q_d = 1
+        k_d = 1
+        cos_d = 1
+        sin_d = 1
+    tiles = tl.cdiv(rows * group, BLOCK_M)
+    chunks = tl.cdiv(tiles, steps)
+    across = tl.cdiv(keys, BLOCK_N)
+    pid = program(WIDE)
+    chunk = pid % chunks
+    start_n = pid // chunks % across * BLOCK_N
+    head = (pid // chunks // across).to(tl.int64)
+    b = head // heads
+    h = head % heads
+    n = lanes_of(BLOCK_N, WIDE)
+    k1, k2 = load_keys(
+        k_ptr + b * k_b + h * k_h, cos_ptr, sin_ptr, start_n, n, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
+        WORK, DOT, VECTOR, WIDE, BLOCK_D,
+    )  # fmt: skip
+    k1 = tl.trans(k1)
+    k2 = tl.trans(k2)
+    j = (start_n + n)[None, :]
+    out_ptr += head * group * rows * keys + start_n
+    for tile in range(chunk * steps, tl.minimum((chunk + 1) * steps, tiles)):
+        first, local, g, there = packed_rows(tile * BLOCK_M, rows, group, BLOCK_M, WIDE)
+        q1, q2 = load_queries(
+            q_ptr + b * q_b + h * group * q_h, cos_ptr, sin_ptr, first, local, g, there, offset, half,
+            q_h, q_s, q_d, cos_s, cos_d, sin_s, sin_d, WORK, DOT, VECTOR, WIDE, BLOCK_D,
+        )  # fmt: skip
+        s = tl.dot(q2, k2, input_precision=PRECISION, out_dtype=WORK)
+        s = tl.dot(q1, k1, s, input_precision=PRECISION, out_dtype=WORK)
+        s = s * scale.to(WORK)
+        _, high = seen_from(first + local, there, keys, first_shift, last_shift)
+        s = tl.where(j < high[:, None], s, -float("inf"))
+        out_rows = rows_at(out_ptr, first, keys, (g * rows + local) * keys, VECTOR)
+        mask = whole_groups(there[:, None] & (j < keys), VECTOR)
+        tl.store(out_rows + n[None, :], s.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def choose_tiles(half: int, dtype: torch.dtype, packed: int) -> Tiles:
+    """The tile of a launch: what shared memory and registers of compute capability 9.0 hold."""
+    size = dtype.itemsize
+    if packed <= 16:
+        return Tiles(16, 128 if size == 2 and half <= 64 else 32, 4, 2)
+    if size == 2:
+        return Tiles(64, 128, 8, 2) if half <= 64 else Tiles(64, 64, 4, 2)
+    if size == 4:
+        return Tiles(64, 64, 8, 2) if half <= 64 else Tiles(32, 32, 4, 2)
+    return Tiles(32, 32, 4, 1) if half <= 64 else Tiles(16, 16, 4, 1)
+
+
+def rope_qk(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    q_offset: int = 0,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Scores ``scale * rope(q) @ rope(k)^T`` of queries against keys, each rotated by its position.
+
+    Args:
+        q: (B, Hq, Sq, D), float16, bfloat16, float32 or float64, D even and at most 256, any strides; row i has
+            position ``q_offset + i``.
+        k: (B, Hk, Sk, D), Hq a multiple of Hk: head h of q meets head h // (Hq / Hk); row j has position j.
+        cos: (R, D/2) or (R, 1), a table with a row for each position, or one row that serves all.
+        sin: likewise; its shape and dtype are its own.
+        scale: what sums are multiplied by, 1/sqrt(D) unless given.
+        causal: entries with j > q_offset + i become -inf.
+        q_offset: the position of q's first row, from 0 to 2^40.
+        out_dtype: the result's dtype, the promoted one of the four inputs unless given.
+
+    Returns:
+        (B, Hq, Sq, Sk), contiguous. Both factors are rounded to their promoted dtype, products are summed in float32
+        (float64 for float64) and rounded once. Factors of float32 are cut to tf32 as
+        ``torch.get_float32_matmul_precision()`` says.
+
+    Raises:
+        TypeError: an argument is no strided tensor of the four dtypes, or an option of another type.
+        ValueError: ranks, devices, sizes or options that do not belong together.
+
+    On a GPU this is one kernel launch; on other devices it is the eager twin. Gradients are
+    :mod:`kernels.rope_qk_backward`'s.
+    """
+    tensors = {"q": q, "k": k, "cos": cos, "sin": sin}
+    problem = make_problem(NAME, tensors, scale, causal, q_offset)
+    if out_dtype is not None and out_dtype not in TL_DTYPES:
+        raise TypeError(f"{NAME}: out_dtype must be float16, bfloat16, float32 or float64, not {out_dtype}")
+    if not can_launch(q.device):
+        return reference.qk_reference(
+            q, k, cos, sin, scale=scale, causal=causal, q_offset=q_offset, out_dtype=out_dtype
+        )
+    dtype = out_dtype or problem.dot
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
+        from kernels.rope_qk_backward import differentiable  # it launches the kernel above
+
+        return differentiable(problem, dtype, q, k, cos, sin)
+    return launch(problem, dtype, q, k, cos, sin)
+
+
+def launch(
+    problem: Problem, dtype: torch.dtype, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """The scores in fresh memory, by one launch or none."""
+    batch, heads, group, rows, keys = problem[:5]
+    out = torch.empty((batch, heads * group, rows, keys), dtype=dtype, device=q.device)
+    if not out.numel():
+        return out
+    tiles = choose_tiles(problem.half, problem.dot, rows * group)
+    down, across = ceil_div(rows * group, tiles.rows), ceil_div(keys, tiles.keys)
+    steps = min(max(down * across * batch * heads // ENOUGH_PROGRAMS, 1), MOST_STEPS)
+    programs = check_programs(NAME, ceil_div(down, steps) * across * batch * heads)
+    operands = [x.resolve_neg() for x in (q, k, cos, sin)]
+    q_steps, k_steps = strides_of(q), strides_of(k)
+    wide = is_wide(problem, tiles, (q_steps, (0, rows * keys, keys, 1)), (k_steps,), max(2 * problem.half, tiles.keys))
+    tables = (problem.tables[:2], problem.tables[2:])
+    qk_kernel[(programs,)](
+        *operands, out, *problem.sizes, problem.scale, steps, *q_steps, *k_steps, *problem.tables,
+        WORK=TL_DTYPES[work_dtype(problem.dot)], DOT=TL_DTYPES[problem.dot], PRECISION=dot_precision(problem.dot),
+        VECTOR=is_even((*operands, out), (q_steps, k_steps, *tables), (problem.half, keys)), WIDE=wide,
+        BLOCK_D=problem.block_d, **tiles.options,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,143 @@
+"""What kernels.rope_qk and kernels.rope_attention give, executed on the CPU engine beside their eager twins."""
+
+import importlib
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fuzzrope.campaign import run_campaign
+from fuzzrope.events import Minimized
+from fuzzrope.settings import Settings
+from fuzzrope.targets import find
+from kernels.launch import TL_DTYPES
+from tests.kernels.fused_calls import Call, drawn, tensors_of
+
+NAMES = ("rope_qk", "rope_attention")
+SOFTMAX = importlib.import_module("kernels.softmax")
+
+
+def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    """The largest difference, in units of the largest finite number that there should be; infinities must agree."""
+    assert ours.shape == exact.shape
+    assert torch.equal(ours.isinf(), exact.isinf())
+    finite = exact.isfinite()
+    if not finite.any():
+        return 0.0
+    assert ours[finite].isfinite().all()
+    return float((ours[finite].double() - exact[finite].double()).abs().max() / exact[finite].abs().max().clamp(min=1))
+
+
+def worst(call: Call) -> float:
+    """The largest error of any output, against the twin in float64."""
+    ours = tensors_of(call.ours(*call.inputs(), **call.options))
+    exact = tensors_of(call.twin(*call.inputs(torch.float64), **call.options))
+    assert all(out.is_contiguous() for out in ours)
+    return max(map(error, ours, exact))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_drawn_calls_agree_with_the_twin_in_every_layout_mask_and_table(launching, name):
+    for call in drawn(name, 40, "values"):
+        assert worst(call) < 3e-5, call
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_comparison_sees_a_position_that_is_off_by_one(launching, name):
+    call = Call(name, options={"q_offset": 1})
+    exact = tensors_of(call.twin(*call.inputs(torch.float64), q_offset=2))
+    assert max(map(error, tensors_of(call.ours(*call.inputs(), q_offset=1)), exact)) > 1e-2
+
+
+@pytest.mark.parametrize("mix", list(itertools.product(TL_DTYPES, repeat=2)), ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_results_have_the_promoted_dtype_and_its_accuracy(launching, name, mix):
+    rows, tables = mix
+    call = Call(name, width=16)
+    inputs = [
+        x.to(tables if role in ("cos", "sin") else rows) for role, x in zip(call.names, call.inputs(), strict=True)
+    ]
+    ours = call.ours(*inputs)
+    assert ours.dtype == torch.promote_types(rows, tables)
+    held = 2 if name == "rope_qk" else 0  # scores are held in the promoted type, weights in v's
+    coarse = max(torch.finfo(ours.dtype).eps, 0 if held else torch.finfo(rows).eps)
+    assert error(ours, call.twin(*(x.double() for x in inputs))) < 8 * coarse
+
+
+def test_rows_without_keys_are_zero_and_minus_infinity(launching):
+    for options in ({"causal": True, "window": 2, "q_offset": 12}, {}):
+        call = Call("rope_attention", keys=7 if options else 0, options=options | {"return_lse": True})
+        o, lse = call.ours(*call.inputs(), **call.options)
+        assert torch.equal(o, torch.zeros_like(o))
+        assert torch.equal(lse, torch.full_like(lse, -torch.inf))
+
+
+def test_half_precision_scores_come_back_wider_on_request(launching):
+    call = Call("rope_qk", dtype=torch.float16, width=16)
+    wide = call.ours(*call.inputs(), out_dtype=torch.float32)
+    assert wide.dtype == torch.float32
+    assert not torch.equal(wide, wide.half().float())
+    assert torch.equal(wide.half(), call.ours(*call.inputs()))
+
+
+def test_empty_tensors_launch_nothing_where_nothing_comes_back(launching):
+    for changes in ({"batch": 0}, {"rows": 0}, {"group": 0}):
+        for name in NAMES:
+            call = replace(Call(name), **changes)
+            for out, exact in zip(*(tensors_of(f(*call.inputs())) for f in (call.ours, call.twin)), strict=True):
+                assert out.shape == exact.shape
+    assert launching.launches == []
+
+
+def test_the_same_bits_come_back_each_time(launching):
+    for name in NAMES:
+        call = Call(name, rows=1, keys=700, group=3)
+        one, other = (call.ours(*call.inputs()) for _ in range(2))
+        assert torch.equal(one, other)
+
+
+# Shared keys
+
+
+def kernels_launched(engine) -> list[str]:
+    found = [launch["kernel"] for launch in engine.launches]
+    engine.reset()
+    return found
+
+
+def test_few_rows_and_many_keys_are_shared_out_and_joined(launching):
+    call = Call("rope_attention", rows=1, keys=1000, group=4, options={"return_lse": True})
+    assert worst(call) < 3e-5
+    assert kernels_launched(launching) == ["attention_kernel", "combine_kernel"]
+    masked = replace(call, rows=3, options={"causal": True, "window": 300, "q_offset": 990, "return_lse": True})
+    assert worst(masked) < 3e-5
+    assert kernels_launched(launching) == ["attention_kernel", "combine_kernel"]
+    nothing = replace(call, options={"causal": True, "window": 3, "q_offset": 2000, "return_lse": True})
+    assert worst(nothing) == 0
+    worst(replace(call, rows=200, keys=70))
+    assert kernels_launched(launching)[2:] == ["attention_kernel"]
+
+
+def test_shared_keys_are_judged_as_strictly_as_others(tmp_path):
+    path = tmp_path / "shares.py"
+    path.write_text(
+        "import importlib\n"
+        "from kernels.fused import Tiles\n"
+        "module = importlib.import_module('kernels.rope_attention')\n"
+        "module.choose_tiles = lambda *args: Tiles(16, 16, 4, 1)\n"
+        "module.choose_splits = lambda programs, tiles: 3\n"
+        "ModelNew = module.rope_attention\n"
+    )
+    target = replace(find(str(path)), operation="rope_attention")
+    events = []
+    finished = run_campaign(target, Settings(seed=3, max_examples=120, max_time=300.0), None, events.append)
+    assert [event.finding for event in events if isinstance(event, Minimized)] == []
+    assert finished.executed == 120
+
+
+def test_splits_are_none_for_many_programs_and_bounded_for_few():
+    assert SOFTMAX.choose_splits(1000, 1000) == 1
+    assert SOFTMAX.choose_splits(1, 3) == 1
+    assert SOFTMAX.choose_splits(1, 10**6) == SOFTMAX.MOST_SPLITS
+    assert all(SOFTMAX.choose_splits(p, t) >= 1 for p in range(1, 600, 7) for t in (0, 1, 5, 64, 4096))
