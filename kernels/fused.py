@@ -43,11 +43,6 @@ class Problem(NamedTuple):
         """What every kernel takes first."""
         return self.heads, self.group, self.rows, self.keys, self.half, self.offset, self.first, self.last
 
-    @property
-    def block_d(self) -> int:
-        """Columns of half a head, as a tile has them."""
-        return block_of(self.half)
-
 
 def block_of(columns: int) -> int:
     """The power of two that holds so many columns; a product needs 16."""

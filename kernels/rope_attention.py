@@ -158,7 +158,7 @@ class Call(NamedTuple):
             "WORK": TL_DTYPES[work_dtype(dot)],
             "DOT": TL_DTYPES[dot],
             "CAP": self.cap > 0,
-            "BLOCK_D": self.problem.block_d,
+            "BLOCK_D": block_of(self.problem.half),
             "BLOCK_V": block_of(self.width_v),
         }
 

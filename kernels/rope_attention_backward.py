@@ -262,6 +262,8 @@ class _RopeAttention(torch.autograd.Function):
         ctx.save_for_backward(*inputs, o, lse)
         ctx.call, ctx.precision = call, dot_precision(call.problem.dot, call.out)
         ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[i] for i in (1, 2, 4, 5)):  # v alone: scores do not depend on it
+            ctx.mark_non_differentiable(lse)
         return o, lse
 
     @staticmethod

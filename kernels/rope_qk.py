@@ -12,6 +12,7 @@ from kernels import reference
 from kernels.fused import (
     Problem,
     Tiles,
+    block_of,
     check_programs,
     dot_precision,
     is_even,
@@ -169,6 +170,6 @@ def launch(
         *operands, out, *problem.sizes, problem.scale, steps, *q_steps, *k_steps, *problem.tables,
         WORK=TL_DTYPES[work_dtype(problem.dot)], DOT=TL_DTYPES[problem.dot], PRECISION=dot_precision(problem.dot),
         VECTOR=is_even((*operands, out), (q_steps, k_steps, *tables), (problem.half, keys)), WIDE=wide,
-        BLOCK_D=problem.block_d, **tiles.options,
+        BLOCK_D=block_of(problem.half), **tiles.options,
     )  # fmt: skip
     return out

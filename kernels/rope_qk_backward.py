@@ -12,7 +12,17 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.fused import Problem, Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
+from kernels.fused import (
+    Problem,
+    Tiles,
+    block_of,
+    check_programs,
+    dot_precision,
+    is_even,
+    is_wide,
+    strides_of,
+    work_dtype,
+)
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
 from kernels.rope_qk import NAME, launch
@@ -166,7 +176,7 @@ def gradients(
     made = (dq, dk, *sums.of_q, *sums.of_k)
     constants: dict[str, Any] = {
         "WORK": TL_DTYPES[work_dtype(problem.dot)], "DOT": TL_DTYPES[dot], "SUM": TL_DTYPES[work_dtype(dot)],
-        "PRECISION": precision, "TABLES": sums.wanted, "WIDE": wide, "BLOCK_D": problem.block_d,
+        "PRECISION": precision, "TABLES": sums.wanted, "WIDE": wide, "BLOCK_D": block_of(problem.half),
         "VECTOR": is_even((q, k, cos, sin, *made), steps, (problem.half,)), **tiles.options,
     }  # fmt: skip
     numbers = (*problem.sizes, problem.scale, *q_steps, *k_steps, *problem.tables, *ds_steps)

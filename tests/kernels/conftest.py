@@ -6,9 +6,6 @@ from collections.abc import Iterator
 import pytest
 
 from fuzzrope.interpreter.engine import Engine
-from tests.interpreter.conftest import engine, only_engine
-
-__all__ = ["engine", "only_engine"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernels
+from kernels.fused import block_of
 
 SOURCES = sorted(Path(kernels.__file__).parent.rglob("*.py"))
 PATHS = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -38,7 +39,7 @@ def test_kernels_have_no_break_continue_or_early_return(path: Path):
 
 def test_the_syntax_trees_hold_every_kernel():
     found = {function.name for path in SOURCES for function in jit_functions(ast.parse(path.read_text()))}
-    assert found >= {"rope_kernel", "rotate_rows", "rotate", "rounded_product"}
+    assert found >= {"rope_kernel", "rotate_rows", "rotate", "rounded_product", "qk_kernel", "attention_kernel"}
 
 
 @pytest.mark.parametrize(
@@ -58,16 +59,30 @@ def test_the_check_of_syntax_trees_sees_what_is_forbidden(body: str, expected: l
     assert forbidden(function) == expected
 
 
+ROUNDED = ("next_power_of_2", "block_of")
+HOLDERS, SIDES = ("tile", "tiles", "self"), ("rows", "columns", "keys")
+#: Constants of the modules that are powers of two.
+CONSTANTS = {
+    ast.unparse(node.targets[0])
+    for path in SOURCES
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and type(node.value.value) is int
+    if node.value.value > 0 and node.value.value & (node.value.value - 1) == 0
+}
+
+
 def is_power_of_two(node: ast.expr) -> bool:
     """Whether an expression says of itself that it is one: a number, a side of a tile, or rounded up to one.
 
-    Sides of tiles are powers of two by what makes them, see test_tiles_are_powers_of_two_and_bounded.
+    Sides of tiles and what block_of gives are powers of two by what makes them: the tests below say so.
     """
+    if isinstance(node, ast.Name):
+        return node.id in CONSTANTS
     if isinstance(node, ast.Constant):
         return isinstance(node.value, int) and node.value > 0 and node.value & (node.value - 1) == 0
     if isinstance(node, ast.Attribute):
-        return isinstance(node.value, ast.Name) and node.value.id == "tile" and node.attr in ("rows", "columns")
-    return isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "next_power_of_2"
+        return isinstance(node.value, ast.Name) and node.value.id in HOLDERS and node.attr in SIDES
+    return isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ROUNDED
 
 
 def odd_blocks(tree: ast.AST) -> list[str]:
@@ -77,7 +92,7 @@ def odd_blocks(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.arange":
             end = node.args[1]
-            if not is_power_of_two(end) and not (isinstance(end, ast.Name) and end.id.startswith("BLOCK_")):
+            if not is_power_of_two(end) and not (isinstance(end, ast.Name) and end.id.startswith("BLOCK")):
                 found.append(ast.unparse(node))
         pairs: list[tuple[str, ast.expr]] = []
         if isinstance(node, ast.Call) and id(node) not in jit:
@@ -127,6 +142,25 @@ def test_blocks_are_powers_of_two(path: Path):
     assert odd_blocks(ast.parse(path.read_text())) == []
 
 
+def test_blocks_of_columns_are_powers_of_two():
+    assert all((block := block_of(n)) >= max(n, 16) and block & (block - 1) == 0 for n in range(300))
+
+
+def test_sides_of_tiles_are_written_as_powers_of_two():
+    calls = [
+        node
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Tiles"
+    ]
+    assert len(calls) > 10
+    for call in calls:
+        for side in call.args[:2]:
+            either = (side.body, side.orelse) if isinstance(side, ast.IfExp) else (side,)
+            flat = [b for a in either for b in ((a.body, a.orelse) if isinstance(a, ast.IfExp) else (a,))]
+            assert all(isinstance(one, ast.Constant) and is_power_of_two(one) for one in flat), ast.unparse(call)
+
+
 @PATHS
 def test_grids_are_at_least_one(path: Path):
     assert empty_grids(ast.parse(path.read_text()), KERNELS) == []
@@ -134,7 +168,7 @@ def test_grids_are_at_least_one(path: Path):
 
 def test_the_launches_are_found():
     found = {node.value.id for path in SOURCES for _, node in launches(ast.parse(path.read_text()), KERNELS)}
-    assert found >= {"rope_kernel", "sum_products_kernel"}
+    assert found >= {"rope_kernel", "sum_products_kernel", "qk_kernel", "attention_kernel", "key_gradient_kernel"}
 
 
 @pytest.mark.parametrize(
