@@ -96,7 +96,9 @@ class _Runner:
         ``idle``: its launches do nothing.
         """
         last = self._last if same_memory else None
-        self._last = None  # its memory is free before more is asked for
+        self._last = self.derived = None  # their memory is free before more is asked for
+        if self.device != "cpu":
+            cuda.release()
         try:
             if self.facade is None:
                 built = cuda.build_on_gpu(case, numbers)
@@ -104,7 +106,8 @@ class _Runner:
                 built = rebuild(last[1], case, numbers)
             else:
                 built = build(case, numbers)
-            self._last = case, built
+            if self.device == "cpu":
+                self._last = case, built
         except (OSError, MemoryError, RuntimeError) as error:
             return _unsupported(f"the inputs cannot be built here: {error}"), []
         inputs = [built.tensors[name] for name, _ in case.tensors]
@@ -186,6 +189,8 @@ class _Runner:
             reply |= {"status": "tampered", "detail": f"it raised {type(leaving).__name__}({leaving})"}
         except BaseException as error:  # noqa: BLE001 - a target may raise anything; all of it is evidence
             reply |= _raised(error)
+            if reply["status"] == "oom" and self.device != "cpu" and cuda.is_crowded():
+                reply |= _unsupported(f"other processes hold the GPU's memory: {error}")
         reply["seconds"] = time.perf_counter() - started
         reply["tampered"] = self.seal.broken()
         blobs: list[bytes] = []

@@ -12,6 +12,20 @@ from fuzzrope.build import DTYPES, Built, Memory, build, named
 from fuzzrope.case import Case
 
 DEVICE = torch.device("cuda", 0)
+KEPT = 256 * 2**20  # bytes that a process may keep for its next case: other processes use the device, too
+CROWDED = 1 / 8  # share of the device's memory that, in use by others, makes it theirs
+
+
+def release() -> None:
+    """Give memory back that large cases have left in PyTorch's cache."""
+    if torch.cuda.memory_reserved(DEVICE) > KEPT:
+        torch.cuda.empty_cache()
+
+
+def is_crowded() -> bool:
+    """Whether so much memory of the device is in others' use that a lack of it says nothing about a target."""
+    free, total = torch.cuda.mem_get_info(DEVICE)
+    return total - free - torch.cuda.memory_reserved(DEVICE) > CROWDED * total
 
 
 class DeviceMemory:
