@@ -213,9 +213,9 @@ def choose_tiles(half: int, width_v: int, dtype: torch.dtype) -> Tiles:
     size, narrow = dtype.itemsize, half <= 64 and width_v <= 128
     if size == 2:
         return Tiles(64, 64, 8, 2) if narrow else Tiles(32, 32, 8, 1)
-    if size == 4:
-        return Tiles(32, 32, 4, 1) if narrow else Tiles(16, 32, 4, 1)
-    return Tiles(16, 16, 4, 1)
+    if not narrow:
+        return Tiles(16, 16, 8, 1)
+    return Tiles(32, 32, 8, 1) if size == 4 else Tiles(16, 16, 4, 1)
 
 
 def gradients(
