@@ -74,7 +74,7 @@ class _Campaign:
         self.errors: dict[str, Errors] = {}
         self.by_output: dict[tuple[str, str], Errors] = {}
         self.skipped: Counter[str] = Counter()
-        self.examples = self.executed = 0
+        self.examples = self.executed = self.differentiated = 0
         self.interrupted = False
         self.started = time.monotonic()
         self._shrinking: dict[str, bool] | None = None
@@ -146,7 +146,7 @@ class _Campaign:
             for name in ("float32", "float16", "float64", "bfloat16")
             if not cannot_run(self.settings.device, self.settings.engine, (name,))
         )
-        pins = {"floats": floats, "gradients": self.gradients, **pins}
+        pins = {"floats": floats, "gradients": self.settings.gradients if self.gradients else "", **pins}
         for attempt in range(10):
             failure = self._hypothesis(pins, examples, f"{self.settings.seed}/{label}/{attempt}")
             if failure is None:
@@ -231,6 +231,7 @@ class _Campaign:
             self.skipped[verdict.skipped] += 1
         else:
             self.executed += 1
+            self.differentiated += case.backward is not None
             strata = self.operation.classify(case, self.blocks)
             self.visits.update(strata)
             self.reached |= strata & self._declared
@@ -256,6 +257,7 @@ class _Campaign:
             target=self.target,
             examples=self.examples,
             executed=self.executed,
+            differentiated=self.differentiated,
             seconds=time.monotonic() - self.started,
             reached=reached,
             missed=tuple(stratum.name for stratum in mine if stratum.name not in reached),

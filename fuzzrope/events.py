@@ -62,7 +62,10 @@ class Minimized:
 
 @dataclass(frozen=True)
 class Finished:
-    """The campaign on a target is over. ``reached`` and ``missed`` are stratum names."""
+    """The campaign on a target is over. ``reached`` and ``missed`` are stratum names.
+
+    Of ``examples`` cases drawn, ``executed`` were judged, and ``differentiated`` of these with gradients.
+    """
 
     target: Target
     examples: int
@@ -72,6 +75,7 @@ class Finished:
     missed: tuple[str, ...]
     errors: dict[str, Errors] = field(default_factory=dict)
     by_output: dict[tuple[str, str], Errors] = field(default_factory=dict)
+    differentiated: int = 0
     restarts: int = 0
     interrupted: bool = False
     skipped: dict[str, int] = field(default_factory=dict)

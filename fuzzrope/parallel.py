@@ -119,6 +119,7 @@ class _Merge:
             target=self._done[0].target,
             examples=sum(done.examples for done in self._done),
             executed=sum(done.executed for done in self._done),
+            differentiated=sum(done.differentiated for done in self._done),
             seconds=max(done.seconds for done in self._done),
             reached=reached,
             missed=tuple(name for done in self._done for name in done.missed if name not in reached),

@@ -19,6 +19,7 @@ class Settings:
         visits: how often each declared stratum is aimed at.
         shrink_examples: cases that Hypothesis may spend on shrinking one finding.
         engine: what runs kernels where there is no GPU: ``ttir`` or ``interpret``.
+        gradients: whether ``some`` or ``all`` valid cases are differentiated, of targets that have gradients.
         shard: (index from 0, count): this process takes every count-th round.
     """
 
@@ -32,6 +33,7 @@ class Settings:
     device: str = "cpu"
     engine: str = "ttir"
     level: str | None = None
+    gradients: str = "some"
     shard: tuple[int, int] = (0, 1)
     limits: Limits = field(default_factory=Limits)
 

@@ -100,6 +100,17 @@ def test_a_damaged_case_gives_one_clear_line_and_exit_code_4(what, verb, call, t
     assert "case.json" in output
 
 
+def test_all_valid_cases_are_differentiated_when_asked(tmp_path):
+    command = ("fuzz", "kernels.reference", "--seed", "5", "--max-examples", "40", "--json", "out.json")
+    counts = {}
+    for how in ("some", "all"):
+        fuzzrope(*command, "--gradients", how, cwd=tmp_path)
+        (target,) = json.loads((tmp_path / "out.json").read_text())["targets"]
+        counts[how] = target["differentiated"], target["executed"]
+    assert counts["some"][0] < counts["some"][1] == 40
+    assert counts["all"] == (40, 40)
+
+
 def test_a_passing_campaign_exits_0_and_its_json_is_as_documented(tmp_path):
     code, output = fuzzrope("fuzz", "kernels.reference", "--seed", "5", "--json", "out.json", cwd=tmp_path)
     assert code == 0, output

@@ -47,9 +47,11 @@ def uses(outputs: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def is_wanted(draw: Draw, pins: Mapping[str, Any]) -> bool:
-    """Whether these pins ask for a gradient, or chance does where ``pins["gradients"]`` allows it."""
+    """Whether these pins ask for a gradient, or chance does where ``pins["gradients"]``, "some" or "all", allows it."""
     if not pins.get("gradients") or "invalid" in pins:
         return False
+    if pins["gradients"] == "all":
+        return True
     asked = {"requires", "cotangent", "used", "backward"} & set(pins)
     return bool(asked) or draw.integer(0, ONE_IN - 1) == ONE_IN - 1
 

@@ -54,6 +54,7 @@ def _target(run: TargetRun) -> dict[str, Any]:
         "verdict": "fail" if failed else "pass",
         "examples": done.examples if done else 0,
         "executed": done.executed if done else 0,
+        "differentiated": done.differentiated if done else 0,
         "seconds": round(done.seconds, 3) if done else 0.0,
         "findings": [
             {**found.finding.to_json(), "case": str(found.path or ""), "minimized": found.complete}
