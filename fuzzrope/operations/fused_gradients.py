@@ -109,6 +109,9 @@ def pulled(ds: Balls, setting: Setting) -> Parts:
     _rotated_back("q", dx, dx.size, np.asarray(~seen.any(axis=1)), setting, found)
     dy = setting.cast(dy, _turned(tensors, "k"))  # of each head of q, before they are added
     dy, sizes = grouped(dy, tuple(k.shape), q.shape[1], work)
+    # Heads that share one of k may be summed together, and scaled after that.
+    terms = np.matmul(ds.transposed().size, rows_q.size)
+    dy = dy.marked(np.zeros(k.shape, dtype=bool), _of_groups(terms, tuple(k.shape), q.shape[1]) >= limit)
     _rotated_back("k", setting.cast(dy, _turned(tensors, "k")), sizes, np.asarray(~seen.any(axis=0)), setting, found)
     return found
 
@@ -118,7 +121,13 @@ def grouped(x: Balls, shape: tuple[int, ...], heads: int, work: Format) -> tuple
     batch, heads_k, rows, width = shape
     apart = x.reshaped(batch, heads_k, heads // heads_k if heads_k else 1, rows, width)
     total = summed(apart, (2,), work.roundoff)
-    return total.reshaped(*shape), apart.size.sum(axis=2)
+    return total.reshaped(*shape), _of_groups(x.size, shape, heads)
+
+
+def _of_groups(sizes: Array, shape: tuple[int, ...], heads: int) -> Array:
+    """(B * Hq, rows, columns) summed over the heads that use one of k."""
+    batch, heads_k, rows, width = shape
+    return np.asarray(sizes.reshape(batch, heads_k, heads // heads_k if heads_k else 1, rows, width).sum(axis=2))
 
 
 def _turned(tensors: Tensors, name: str) -> torch.dtype:

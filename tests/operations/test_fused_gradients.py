@@ -305,6 +305,22 @@ def test_an_error_just_beyond_the_bound_is_a_mismatch(operation):
         assert verdicts(operation, tensors, given, options, wrong) == {name: ["mismatch"]}
 
 
+def test_heads_of_a_group_may_be_added_before_they_are_scaled_and_overflow():
+    tensors = made(QK, sizes=(4, 1, 1, 2, 4, 3))
+    for name, number in (("q", 1e38), ("k", 0.0), ("cos", 1.0), ("sin", 0.0)):
+        tensors[name] = torch.full_like(tensors[name], number).requires_grad_()
+    options = {"scale": 0.5}
+    expected, given = cotangents_of(QK, tensors, options)
+    given = {"scores": torch.ones_like(given["scores"])}
+    right = eager(tensors, expected, given)
+    assert torch.equal(right["k"], torch.full_like(right["k"], 4 * 1e38 / 2))
+    late = {**right, "k": torch.full_like(right["k"], torch.inf)}
+    assert verdicts(QK, tensors, given, options, late) == {}
+    with torch.no_grad():
+        tensors["q"] /= 4  # four heads fit now, whether they are scaled or not
+    assert verdicts(QK, tensors, given, options, late)["k"] == ["nonfinite"]
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_rows_that_see_no_key_have_a_gradient_of_zero_and_nothing_else(dtype):
     options = options_of(ATTENTION, "empty rows")
