@@ -80,7 +80,6 @@ class _Campaign:
         self._shrinking: dict[str, bool] | None = None
         self._spent = 0
         self._failure: tuple[Case, Finding] | None = None
-        self._hangs = False
         keeper = Keeper(target, settings, folder)
         self.notebook = Notebook(keeper, self._execute, self._execute_afresh, self.operation, emit, self._left)
         self.known = self.notebook.known
@@ -153,9 +152,13 @@ class _Campaign:
                 return
             case, finding = failure
             verdict = self._execute(case, bucket=finding.bucket)
-            if finding.bucket not in verdict.buckets:
+            if finding.bucket not in verdict.buckets and finding.kind == "timeout":
+                self.notebook.withdraw()
+            elif finding.bucket not in verdict.buckets:
                 self.notebook.give_up()
             self.notebook.settle(case, verdict)
+            if finding.bucket in self.notebook.withdrawn:
+                self.skipped[f"{finding.message} once, and one in time when asked again"] += 1
 
     def _hypothesis(self, pins: Mapping[str, Any], examples: int, seed: str) -> tuple[Case, Finding] | None:
         """One run of Hypothesis; the shrunk case of the first new bucket it came upon, if any."""
@@ -205,24 +208,20 @@ class _Campaign:
 
     def _execute(self, case: Case, seconds: float | None = None, bucket: str = "") -> Verdict:
         """Run and judge a case, with the extra runs that a finding in ``bucket`` needs."""
-        if seconds is None and self._hangs:
+        if seconds is None and self.notebook.hangs:
             seconds = AFTER_A_HANG
-        verdict = examine_afresh(case, self.runner, self.target, self.settings, (bucket,), seconds)
-        self._hangs |= verdict.hung
-        return verdict
+        return examine_afresh(case, self.runner, self.target, self.settings, (bucket,), seconds)
 
     def _sample(self, case: Case) -> Verdict:
         """Run and judge a case, with the extra runs that are its share."""
-        seconds = AFTER_A_HANG if self._hangs else None
+        seconds = AFTER_A_HANG if self.notebook.hangs else None
         checks = sampled(case, self.target.exact, self.settings.device)
-        verdict = examine(case, self.runner, self.target, self.settings, checks, seconds)
-        self._hangs |= verdict.hung
-        return verdict
+        return examine(case, self.runner, self.target, self.settings, checks, seconds)
 
     def _execute_afresh(self, case: Case, bucket: str) -> Verdict:
         """Run a case as the first of a new child, with the whole deadline."""
         self.runner.discard()
-        return self._execute(case, self.settings.limits.seconds, bucket)
+        return self._execute(case, self.runner.deadline, bucket)
 
     def _count(self, case: Case, verdict: Verdict) -> None:
         self.examples += 1

@@ -97,7 +97,6 @@ def examine(
         return Verdict(skipped=reason)
     outcome = runner.run(case, seconds)
     verdict = judge(case, outcome, target)
-    verdict.hung = outcome.status == "timeout"
     if checks and outcome.status == "returned" and not verdict.findings and not verdict.skipped:
         extra = _Extra(case, outcome, runner, target)
         for check in checks:

@@ -80,6 +80,7 @@ class Notebook:
         left: Callable[[], float],
     ) -> None:
         self.known: set[str] = set()
+        self.withdrawn: set[str] = set()  # buckets of the case in work that did not stand
         self._keeper, self._execute, self._confirm, self._operation = keeper, execute, confirm, operation
         self._emit, self._left = emit, left
         self._open: tuple[Finding, Case, Path | None] | None = None
@@ -87,6 +88,7 @@ class Notebook:
     def note(self, case: Case, verdict: Verdict, finding: Finding) -> None:
         """Save a finding that is about to be shrunk."""
         path = self._keeper.save(case, verdict, finding, "found, not minimized")
+        self.withdrawn = set()
         self._open = (finding, case, path)
         self._emit(Seen(finding, case, path))
 
@@ -98,9 +100,23 @@ class Notebook:
             self.known.add(finding.bucket)
             self._emit(Minimized(finding, case, path, complete, steps=0))
 
+    def withdraw(self) -> None:
+        """Drop the finding in work, which did not stand: any machine is slow once."""
+        if self._open is not None:
+            finding, _, path = self._open
+            self._open = None
+            self._keeper.drop(path)
+            self.withdrawn.add(finding.bucket)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the target is known, or suspected, to hang."""
+        suspected = set() if self._open is None else {self._open[0].bucket}
+        return any(bucket.partition(":")[0] == "timeout" for bucket in self.known | suspected)
+
     def settle(self, case: Case, verdict: Verdict, minimize: bool = True) -> None:
         """Minimize and save every unknown finding of a case, the worst first."""
-        while new := [f for f in verdict.findings if f.bucket not in self.known]:
+        while new := [f for f in verdict.findings if f.bucket not in self.known | self.withdrawn]:
             if len(self.known) >= self._keeper.settings.max_findings:
                 return
             finding = worst([f for f in new if self._open is not None and f.bucket == self._open[0].bucket] or new)
@@ -139,7 +155,10 @@ class Notebook:
 
     def _irreproducible(self, finding: Finding, case: Case, raw: Path | None) -> None:
         """The smallest case does not show it in a fresh process; if the first one neither, that is the flaw."""
-        if finding.kind in ("timeout", "oom") or finding.bucket in self._confirm(case, finding.bucket).buckets:
+        if finding.bucket in self._confirm(case, finding.bucket).buckets:
+            return
+        if finding.kind == "timeout":
+            self.withdraw()
             return
         if finding.kind not in UNSTEADY:
             unsteady = self._confirm(case, "stateful")

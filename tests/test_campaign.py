@@ -15,6 +15,7 @@ from fuzzrope import corpus
 from fuzzrope.campaign import run_campaign
 from fuzzrope.events import Event, Example, Minimized, Started
 from fuzzrope.parallel import run_parallel
+from fuzzrope.run.runner import Limits
 from fuzzrope.settings import Settings
 from fuzzrope.targets import find
 from tests.conftest import HOSTILE, hostile
@@ -116,6 +117,26 @@ def test_after_a_fatal_fault_an_ordinary_flaw_is_found_in_the_same_file(name, fa
     events, _ = collect(hostile(name), max_time=60.0, max_findings=4)
     kinds = {event.finding.kind for event in events if isinstance(event, Minimized)}
     assert {fault, "mismatch"} <= kinds
+
+
+def test_a_case_that_was_late_once_and_is_in_time_when_asked_again_is_no_finding(tmp_path):
+    marker = tmp_path / "was late"
+    file = tmp_path / "late.py"
+    file.write_text(
+        "import pathlib, time\n"
+        "from kernels.reference import Model\n"
+        "class ModelNew(Model):\n"
+        "    def forward(self, q, k, cos, sin):\n"
+        f"        marker = pathlib.Path({str(marker)!r})\n"
+        "        if q.shape[2] == 7 and not marker.exists():\n"
+        "            marker.touch()\n"
+        "            time.sleep(60)\n"
+        "        return super().forward(q, k, cos, sin)\n"
+    )
+    events, finished = collect(find(str(file)), max_examples=300, limits=Limits(seconds=2.0))
+    assert marker.exists()
+    assert not any(isinstance(event, Minimized) and event.finding.kind == "timeout" for event in events)
+    assert [reason for reason in finished.skipped if "asked again" in reason]
 
 
 def test_shards_share_the_rounds_without_overlap():

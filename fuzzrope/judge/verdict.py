@@ -25,14 +25,13 @@ _DEATHS = {"timeout": "timeout", "oom": "oom", "died": "crash", "tampered": "tam
 class Verdict:
     """The findings of a case, its error statistics by dtype, and by output and dtype.
 
-    Also why it was left out, if it was, and whether it hung.
+    Also why it was left out, if it was.
     """
 
     findings: list[Finding] = field(default_factory=list)
     errors: dict[str, Errors] = field(default_factory=dict)
     by_output: dict[tuple[str, str], Errors] = field(default_factory=dict)
     skipped: str = ""
-    hung: bool = False
 
     @property
     def buckets(self) -> frozenset[str]:

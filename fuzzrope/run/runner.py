@@ -25,6 +25,9 @@ from fuzzrope.targets import Target
 
 START_SECONDS = 120.0
 LOAD_SECONDS = 60.0
+AWAKE = 0.1  # share of the time that a child works which waits for the processor, and not for something else
+MOST_DEADLINES = 6  # that pass before a child which never gets the processor is given up
+COMPILING = 4  # deadlines that a case of the strict level has: its kernels are compiled to the end
 
 #: Environment that a child may see; the rest, tokens included, stays with the parent.
 KEPT: tuple[str, ...] = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_HOME")
@@ -40,7 +43,7 @@ class Limits:
     """What one child may use.
 
     Attributes:
-        seconds: deadline of one case.
+        seconds: deadline of one case; what a child works less, because others keep the processor, is added.
         resident: bytes of memory in use; beyond it the child is killed.
         values: bytes that the values of the programs which the engine runs at once may take.
         address_space: bytes of memory asked for; large, because inputs are mapped lazily.
@@ -58,6 +61,25 @@ class _TooLargeError(Exception):
     """The child's resident memory passed the limit."""
 
 
+def _worked(pid: int) -> float:
+    """Seconds of processor time of a process and of what it has waited for; 0 of one that is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _owed(pid: int, before: float, started: float, seconds: float) -> float:
+    """Seconds that a child is granted past its deadline: what it did not get of it on a busy machine.
+
+    None if it mostly sleeps, or if it has been given several deadlines already.
+    """
+    passed, worked = time.monotonic() - started, _worked(pid) - before
+    return 0.0 if worked < passed * AWAKE or passed > MOST_DEADLINES * seconds else max(seconds - worked, 0.0)
+
+
 class Runner:
     """Runs cases of one target in a disposable child; use as a context manager.
 
@@ -67,6 +89,8 @@ class Runner:
 
     def __init__(self, target: Target, device: str = "cpu", limits: Limits | None = None, engine: str = "ttir") -> None:
         self.target, self.device, self.limits, self.engine = target, device, limits or Limits(), engine
+        #: Seconds that a case has unless it is told otherwise.
+        self.deadline = self.limits.seconds * (COMPILING if target.level == "strict" and device == "cpu" else 1)
         self._zygote: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._child: tuple[int, socket.socket] | None = None
@@ -197,7 +221,7 @@ class Runner:
                 outcome = self._exchange(None, LOAD_SECONDS)
                 if outcome.status != "returned" or self._child is None:
                     return replace(outcome, phase="load")
-            return self._exchange(case, seconds or self.limits.seconds, same_memory, idle)
+            return self._exchange(case, seconds or self.deadline, same_memory, idle)
         except (RunnerError, wire.ClosedError, wire.LateError):
             self.close()
             self._start()
@@ -212,7 +236,10 @@ class Runner:
             if case is not None:
                 blobs = [pickle.dumps(case), *contents(case)]
                 wire.send(sock, {"same_memory": same_memory, "idle": idle}, blobs, seconds=seconds)
-            header, blobs = wire.receive(sock, started + seconds, lambda: self._watch(pid))
+            before = _worked(pid)
+            header, blobs = wire.receive(
+                sock, started + seconds, lambda: self._watch(pid), lambda: _owed(pid, before, started, seconds)
+            )
             outcome = from_reply(header, blobs)
         except wire.LateError:
             self.discard()

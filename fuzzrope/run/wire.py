@@ -49,13 +49,18 @@ def send(
         raise ClosedError from error
 
 
-def _read(sock: socket.socket, size: int, deadline: float | None, poll: Callable[[], None]) -> bytes:
+def _read(
+    sock: socket.socket, size: int, deadline: float | None, poll: Callable[[], None], more: Callable[[], float]
+) -> bytes:
     data = bytearray()
     while len(data) < size:
         if deadline is not None:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise LateError
+                remaining = more()
+                if remaining <= 0:
+                    raise LateError
+                deadline = time.monotonic() + remaining
             sock.settimeout(min(remaining, 0.05))
         else:
             sock.settimeout(None)
@@ -73,20 +78,25 @@ def _read(sock: socket.socket, size: int, deadline: float | None, poll: Callable
 
 
 def receive(
-    sock: socket.socket, deadline: float | None = None, poll: Callable[[], None] = lambda: None
+    sock: socket.socket,
+    deadline: float | None = None,
+    poll: Callable[[], None] = lambda: None,
+    more: Callable[[], float] = lambda: 0.0,
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Receive one message; ``poll`` is called while waiting and may raise.
+
+    When the deadline has passed, ``more`` says how many seconds more are granted; none unless given.
 
     Raises:
         LateError: the deadline (``time.monotonic`` seconds) passed.
         ClosedError: the other side hung up.
         WireError: the bytes are no message, or one beyond the limits.
     """
-    magic, size, count = _PREFIX.unpack(_read(sock, _PREFIX.size, deadline, poll))
+    magic, size, count = _PREFIX.unpack(_read(sock, _PREFIX.size, deadline, poll, more))
     if magic != _MAGIC or size > MAX_HEADER or count > MAX_BLOBS:
         raise WireError("not a message")
     try:
-        header = json.loads(_read(sock, size, deadline, poll))
+        header = json.loads(_read(sock, size, deadline, poll, more))
     except (ValueError, RecursionError) as error:
         raise WireError(f"header is not JSON: {error}") from error
     lengths = header.get("blobs") if isinstance(header, dict) else None
@@ -96,6 +106,6 @@ def receive(
         raise WireError("a blob's size is out of range")
     if sum(lengths) > MAX_TOTAL:
         raise WireError("more data than any case has")
-    data = _read(sock, sum(lengths), deadline, poll)
+    data = _read(sock, sum(lengths), deadline, poll, more)
     ends = list(itertools.accumulate(lengths, initial=0))
     return header, [data[start:end] for start, end in itertools.pairwise(ends)]

@@ -124,7 +124,7 @@ class Backward:
     def grouped(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Gradients of each head of q summed over those that use one of k."""
         x = x.to(dtype).to(x.dtype) if self.manner.by_head and not self.manner.double else x
-        apart = x.reshape(x.shape[0], x.shape[1] // self.group, self.group, *x.shape[2:])
+        apart = x.reshape(x.shape[0], self.tensors["k"].shape[1], self.group, *x.shape[2:])
         return apart[:, :, 0] if self.flaw == "first head of a group" else apart.sum(dim=2)
 
     def rotated_back(self, name: str, g: Tensor, first: int, tables: dict[str, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from fuzzrope.judge import judge
-from fuzzrope.run import Runner
+from fuzzrope.run import Runner, runner
 from fuzzrope.run.runner import Limits
 from fuzzrope.targets import Target, find
 from tests.conftest import hostile, rope_case
@@ -127,3 +127,16 @@ def test_a_correct_target_gives_four_outputs_and_leaves_its_inputs(name, runner_
     assert [output.shape for output in outcome.outputs] == [(1, 2, 3, 4), (1, 2, 3, 4), (3, 2), (3, 2)]
     assert bool(outcome.launches) == target.kernel
     assert not judge(HARMLESS, outcome, target).findings
+
+
+@pytest.mark.parametrize(("worked", "owed"), [(0.0, 0.0), (0.5, 0.0), (4.0, 6.0), (10.0, 0.0), (30.0, 0.0)])
+def test_a_child_that_waits_for_the_processor_is_granted_what_it_missed(monkeypatch, worked, owed):
+    monkeypatch.setattr(runner, "_worked", lambda pid: 2.0 + worked)
+    monkeypatch.setattr(time, "monotonic", lambda: 110.0)
+    assert runner._owed(1, 2.0, 100.0, 10.0) == owed
+
+
+def test_a_child_that_never_gets_the_processor_is_given_up(monkeypatch):
+    monkeypatch.setattr(runner, "_worked", lambda pid: 9.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 170.1)
+    assert runner._owed(1, 0.0, 100.0, 10.0) == 0.0
