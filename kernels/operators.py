@@ -33,7 +33,7 @@ Tensor = torch.Tensor
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved=False, int? rotary_dim=None) "
     "-> (Tensor, Tensor)",
-    tags=EXACT,
+    tags=(EXACT,),
 )
 def rotated(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, rotary_dim: int | None = None
@@ -76,7 +76,7 @@ def _twin(
     schema="(Tensor? grad_q, Tensor? grad_k, Tensor? q, Tensor? k, Tensor cos, Tensor sin, SymInt[] size_q, "
     "SymInt[] size_k, ScalarType dtype_q, ScalarType dtype_k, bool[] needs, bool interleaved=False, "
     "int? rotary_dim=None) -> Tensor[]",
-    tags=EXACT,
+    tags=(EXACT,),
 )
 def pulled_back(
     grad_q: Tensor | None, grad_k: Tensor | None, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor,

@@ -57,10 +57,10 @@ def query_gradient_kernel(
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     do_b, do_h, do_s, do_d, dlse_b, dlse_h, dlse_s,
     WORK: tl.constexpr, DOT: tl.constexpr, OUT: tl.constexpr, GRAD: tl.constexpr, PRECISION: tl.constexpr,
-    CAP: tl.constexpr, TABLES: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    CAP: tl.constexpr, USED: tl.constexpr, TABLES: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """dq, delta and the tables' gradients of one tile of packed rows."""
+    """dq, delta and the tables' gradients of one tile of packed rows; without USED, o leads to none of them."""
     if VECTOR:
         q_d = 1
         k_d = 1
@@ -85,15 +85,17 @@ def query_gradient_kernel(
     )  # fmt: skip
     lanes = g * rows + local
     at = head * group * rows + first
-    o = load_rows(o_ptr, at, lanes * width_v, there, width_v, width_v, 1, VECTOR, WIDE, BLOCK_V)
-    do_ptr += b * do_b + h * group * do_h
-    do = load_rows(do_ptr, first, local * do_s + g * do_h, there, width_v, do_s, do_d, VECTOR, WIDE, BLOCK_V)
     dlse_ptr += b * dlse_b + h * group * dlse_h + first.to(tl.int64) * dlse_s
     dlse = tl.load(dlse_ptr + (local * dlse_s + g * dlse_h), mask=there, other=0.0)
     lse = tl.load(lse_ptr + at + lanes, mask=there, other=0.0)
-    delta = tl.sum(do.to(GRAD) * o.to(GRAD), 1) - dlse.to(GRAD)
+    delta = -dlse.to(GRAD)
+    if USED:
+        o = load_rows(o_ptr, at, lanes * width_v, there, width_v, width_v, 1, VECTOR, WIDE, BLOCK_V)
+        do_ptr += b * do_b + h * group * do_h
+        do = load_rows(do_ptr, first, local * do_s + g * do_h, there, width_v, do_s, do_d, VECTOR, WIDE, BLOCK_V)
+        delta += tl.sum(do.to(GRAD) * o.to(GRAD), 1)
+        do = factor(do, OUT)
     tl.store(delta_ptr + at + lanes, delta, mask=there)
-    do = factor(do, OUT)
     low, high = seen_from(first + local, there, keys, first_shift, last_shift)
     first_tile, last_tile = key_tiles(start, rows, group, keys, first_shift, last_shift, BLOCK_M, BLOCK_N)
     dq1 = tl.zeros([BLOCK_M, BLOCK_D], WORK)
@@ -109,8 +111,10 @@ def query_gradient_kernel(
         j = (start_n + n)[None, :]
         seen = (j >= low[:, None]) & (j < high[:, None])
         p, slope = weights_and_slopes(s, seen, lse[:, None], scale, cap, WORK, CAP)
-        v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
-        dp = tl.dot(do, tl.trans(factor(v, OUT)), input_precision=PRECISION, out_dtype=GRAD)
+        dp = tl.zeros([BLOCK_M, BLOCK_N], GRAD)
+        if USED:
+            v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
+            dp = tl.dot(do, tl.trans(factor(v, OUT)), input_precision=PRECISION, out_dtype=GRAD)
         ds = tl.where(seen, p * (dp - delta[:, None]) * slope, 0.0).to(DOT)
         dq1 = tl.dot(ds, k1, dq1, input_precision=PRECISION, out_dtype=WORK)
         dq2 = tl.dot(ds, k2, dq2, input_precision=PRECISION, out_dtype=WORK)
@@ -133,7 +137,7 @@ def key_gradient_kernel(
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     do_b, do_h, do_s, do_d,
     WORK: tl.constexpr, DOT: tl.constexpr, OUT: tl.constexpr, GRAD: tl.constexpr, PRECISION: tl.constexpr,
-    CAP: tl.constexpr, TABLES: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    CAP: tl.constexpr, USED: tl.constexpr, TABLES: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and the tables' gradients of one tile of keys; everything inside is transposed."""
@@ -159,8 +163,9 @@ def key_gradient_kernel(
         k_ptr, cos_ptr, sin_ptr, start_n, n, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
         WORK, DOT, VECTOR, WIDE, BLOCK_D,
     )  # fmt: skip
-    v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
-    v = factor(v, OUT)
+    if USED:
+        v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
+        v = factor(v, OUT)
     dk1 = tl.zeros([BLOCK_N, BLOCK_D], WORK)
     dk2 = tl.zeros([BLOCK_N, BLOCK_D], WORK)
     dv = tl.zeros([BLOCK_N, BLOCK_V], GRAD)
@@ -174,8 +179,6 @@ def key_gradient_kernel(
         )  # fmt: skip
         lanes = g * rows + local
         at = head * group * rows + first
-        do = load_rows(do_ptr, first, local * do_s + g * do_h, there, width_v, do_s, do_d, VECTOR, WIDE, BLOCK_V)
-        do = factor(do, OUT)
         lse = tl.load(lse_ptr + at + lanes, mask=there, other=0.0)
         delta = tl.load(delta_ptr + at + lanes, mask=there, other=0.0)
         s = tl.dot(k2, tl.trans(q2), input_precision=PRECISION, out_dtype=WORK)
@@ -183,8 +186,12 @@ def key_gradient_kernel(
         low, high = seen_from(first + local, there, keys, first_shift, last_shift)
         seen = (j >= low[None, :]) & (j < high[None, :])
         p, slope = weights_and_slopes(s, seen, lse[None, :], scale, cap, WORK, CAP)
-        dv = tl.dot(p.to(OUT), do, dv, input_precision=PRECISION, out_dtype=GRAD)
-        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=GRAD)
+        dp = tl.zeros([BLOCK_N, BLOCK_M], GRAD)
+        if USED:
+            do = load_rows(do_ptr, first, local * do_s + g * do_h, there, width_v, do_s, do_d, VECTOR, WIDE, BLOCK_V)
+            do = factor(do, OUT)
+            dv = tl.dot(p.to(OUT), do, dv, input_precision=PRECISION, out_dtype=GRAD)
+            dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=GRAD)
         ds = tl.where(seen, p * (dp - delta[None, :]) * slope, 0.0).to(DOT)
         dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION, out_dtype=WORK)
         dk2 = tl.dot(ds, q2, dk2, input_precision=PRECISION, out_dtype=WORK)
@@ -196,8 +203,9 @@ def key_gradient_kernel(
     )  # fmt: skip
     d = columns(BLOCK_V, WIDE)
     mask = whole_groups((start_n + n < keys)[:, None] & (d < width_v), VECTOR)
-    dv_rows = rows_at(dv_ptr, head * keys + start_n, width_v, n * width_v, VECTOR)
-    tl.store(dv_rows + d, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+    if USED:
+        dv_rows = rows_at(dv_ptr, head * keys + start_n, width_v, n * width_v, VECTOR)
+        tl.store(dv_rows + d, dv.to(dv_ptr.dtype.element_ty), mask=mask)
 
 
 def choose_tiles(half: int, width_v: int, dtype: torch.dtype) -> Tiles:
@@ -214,19 +222,24 @@ def gradients(
     call: Call,
     precision: str,
     saved: tuple[torch.Tensor, ...],
-    do: torch.Tensor,
+    do: torch.Tensor | None,
     dlse: torch.Tensor,
     needs: tuple[bool, ...],
 ) -> list[torch.Tensor | None]:
-    """The gradients of q, k, v, cos and sin that are needed; ``saved`` are these, o and lse."""
+    """The gradients of q, k, v, cos and sin that are needed; ``saved`` are these, o and lse.
+
+    ``do`` is None where o is not used: then v, which may hold anything, has no part in them.
+    """
     q, k, v, cos, sin, o, lse = saved
+    used = do is not None
+    needs = (*needs[:2], needs[2] and used, *needs[3:])
     if not lse.numel():
         return [torch.zeros_like(x) if need else None for x, need in zip(saved, needs, strict=False)]
     problem = call.problem
     batch, heads, group, rows, keys = problem[:5]
     tiles = choose_tiles(problem.half, call.width_v, call.out)
     operands = [x.resolve_neg() for x in (q, k, v, cos, sin)]
-    do, dlse = do.resolve_neg(), dlse.resolve_neg()
+    do, dlse = o if do is None else do.resolve_neg(), dlse.resolve_neg()
     grad = work_dtype(call.out)
     delta = torch.empty(lse.shape, dtype=grad, device=q.device)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -239,8 +252,8 @@ def gradients(
     tables = (problem.tables[:2], problem.tables[2:])
     made = (o, dq, dk, dv, *sums.of_q, *sums.of_k)
     constants = call.constants | tiles.options | {
-        "OUT": TL_DTYPES[call.out], "GRAD": TL_DTYPES[grad], "PRECISION": precision, "TABLES": sums.wanted,
-        "WIDE": wide,
+        "OUT": TL_DTYPES[call.out], "GRAD": TL_DTYPES[grad], "PRECISION": precision, "USED": used,
+        "TABLES": sums.wanted, "WIDE": wide,
         "VECTOR": is_even((*operands, do, *made), (*steps, *tables, do_steps), (problem.half, call.width_v)),
     }  # fmt: skip
     numbers = (*call.numbers, *steps[0], *steps[1], *steps[2], *problem.tables, *do_steps)
@@ -271,10 +284,9 @@ class _RopeAttention(torch.autograd.Function):
     def backward(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if do is None and dlse is None:
             return (None,) * 6
-        # What is not used has one zero for a gradient, which spreads.
-        o, lse = ctx.saved_tensors[5:]
-        do = torch.zeros((), dtype=o.dtype, device=o.device).expand(o.shape) if do is None else do
-        dlse = torch.zeros((), dtype=lse.dtype, device=o.device).expand(lse.shape) if dlse is None else dlse
+        if dlse is None:  # one zero, which spreads
+            lse = ctx.saved_tensors[6]
+            dlse = torch.zeros((), dtype=lse.dtype, device=lse.device).expand(lse.shape)
         return None, *gradients(ctx.call, ctx.precision, ctx.saved_tensors, do, dlse, ctx.needs_input_grad[1:])
 
 

@@ -97,6 +97,26 @@ def test_an_output_that_is_not_used_has_no_say(launching):
             torch.testing.assert_close(mine, true)
 
 
+def test_values_that_are_nan_have_no_say_where_the_output_is_not_used(launching):
+    call = Call("rope_attention", rows=20, keys=40, options={"return_lse": True})
+    found = []
+    for function in (call.ours, call.twin):
+        q, k, v, cos, sin = (x.requires_grad_() for x in call.inputs(torch.float64))
+        with torch.no_grad():
+            v.fill_(torch.nan)
+        lse = function(q, k, v, cos, sin, return_lse=True)[1]
+        found.append(torch.autograd.grad(lse.sum(), (q, k, v, cos, sin), allow_unused=True))
+    assert [of_all[2] for of_all in found] == [None, None]
+    for mine, true in zip(found[0], found[1], strict=True):
+        assert mine is None or torch.testing.assert_close(mine, true) is None
+
+
+def test_what_does_not_depend_on_v_needs_no_gradient_of_it(launching):
+    q, k, v, cos, sin = Call("rope_attention").inputs()
+    o, lse = Call("rope_attention").ours(q, k, v.requires_grad_(), cos, sin, return_lse=True)
+    assert (o.requires_grad, lse.requires_grad) == (True, False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_16_bits_are_as_exact_as_their_factors(launching, name, dtype):
