@@ -16,7 +16,7 @@ import triton.language as tl
 from kernels.fused import Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
-from kernels.rope_attention import NAME, Call, launch
+from kernels.rope_attention import NAME, Call, launch_attention
 from kernels.rotation import factor, rows_at, whole_groups
 from kernels.softmax import LOG2_E, capped, finite_or_zero
 from kernels.tiles import (
@@ -234,7 +234,7 @@ def gradients(
     used = do is not None
     needs = (*needs[:2], needs[2] and used, *needs[3:])
     if not lse.numel():
-        return [torch.zeros_like(x) if need else None for x, need in zip(saved, needs, strict=False)]
+        return [x.new_zeros(x.shape) if need else None for x, need in zip(saved, needs, strict=False)]
     problem = call.problem
     batch, heads, group, rows, keys = problem[:5]
     tiles = choose_tiles(problem.half, call.width_v, call.out)
@@ -268,10 +268,27 @@ def gradients(
     return found + [sums.gradient(i, table) if needs[3 + i] else None for i, table in enumerate((cos, sin))]
 
 
+def pull_back(
+    call: Call,
+    precision: str,
+    saved: tuple[torch.Tensor, ...],
+    do: torch.Tensor | None,
+    dlse: torch.Tensor | None,
+    needs: tuple[bool, ...],
+) -> list[torch.Tensor | None]:
+    """:func:`gradients` where either output may not be used."""
+    if do is None and dlse is None:
+        return [None] * 5
+    if dlse is None:  # one zero, which spreads
+        lse = saved[6]
+        dlse = torch.zeros((), dtype=lse.dtype, device=lse.device).expand(lse.shape)
+    return gradients(call, precision, saved, do, dlse, needs)
+
+
 class _RopeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        o, lse = launch(call, *inputs)
+        o, lse = launch_attention(call, *inputs)
         ctx.save_for_backward(*inputs, o, lse)
         ctx.call, ctx.precision = call, dot_precision(call.problem.dot, call.out)
         ctx.set_materialize_grads(False)
@@ -282,12 +299,7 @@ class _RopeAttention(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        if do is None and dlse is None:
-            return (None,) * 6
-        if dlse is None:  # one zero, which spreads
-            lse = ctx.saved_tensors[6]
-            dlse = torch.zeros((), dtype=lse.dtype, device=lse.device).expand(lse.shape)
-        return None, *gradients(ctx.call, ctx.precision, ctx.saved_tensors, do, dlse, ctx.needs_input_grad[1:])
+        return None, *pull_back(ctx.call, ctx.precision, ctx.saved_tensors, do, dlse, ctx.needs_input_grad[1:])
 
 
 def differentiable(

@@ -25,7 +25,7 @@ from kernels.fused import (
 )
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
-from kernels.rope_qk import NAME, launch
+from kernels.rope_qk import NAME, launch_qk
 from kernels.rotation import factor
 from kernels.tiles import key_tiles, lanes_of, load_keys, load_queries, packed_rows, program, row_tiles, seen_from
 
@@ -161,7 +161,7 @@ def gradients(
 ) -> list[torch.Tensor | None]:
     """The gradients of q, k, cos and sin that are needed; ``saved`` are these."""
     if not ds.numel():
-        return [torch.zeros_like(x) if need else None for x, need in zip(saved, needs, strict=True)]
+        return [x.new_zeros(x.shape) if need else None for x, need in zip(saved, needs, strict=True)]
     batch, heads, group, rows, keys = problem[:5]
     dot = torch.promote_types(problem.dot, ds.dtype)
     tiles = choose_tiles(problem.half, dot)
@@ -196,7 +196,7 @@ class _RopeQK(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         ctx.problem = problem
         ctx.precision = dot_precision(torch.promote_types(problem.dot, dtype))
-        return launch(problem, dtype, *inputs)
+        return launch_qk(problem, dtype, *inputs)
 
     @staticmethod
     @differentiable_once
