@@ -142,7 +142,7 @@ def check_arguments(
         have, columns = tensors[role].shape
         if have != 1 and (have < keys or have < end):
             raise ValueError(f"{name}: {role} has {have} rows for {max(end, keys)} positions")
-        if columns not in (half, 1):
+        if columns != half and columns != 1:
             raise ValueError(f"{name}: {role} must have {half} columns or one, not {columns}")
 
 

@@ -1,7 +1,8 @@
 """``torch.library`` operators of the fused kernels, as :mod:`kernels.operators` has them of ``rope``.
 
-Attention's always returns lse, which its gradients need. Operators of gradients take the options of the forward ones, and
-return those gradients that are needed and that a gradient given leads to, in the order of the inputs, contiguous.
+Attention's always returns lse, which its gradients need. Operators of gradients take the options of the forward
+ones, and return those gradients that are needed and that a gradient given leads to, contiguous, in the order of the
+inputs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def _some(found: Sequence[Tensor | None]) -> list[Tensor]:
 
 def _blank(inputs: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     """What gradients of the wanted inputs look like."""
-    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x, want in zip(inputs, wanted, strict=True) if want]
+    return [
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x, want in zip(inputs, wanted, strict=True) if want
+    ]
 
 
 def _placed(some: Sequence[Tensor], wanted: Sequence[bool], arguments: int) -> tuple[Tensor | None, ...]:
@@ -85,7 +88,8 @@ def scores_pulled_back(
     """Gradients of q, k, cos and sin from ``ds``, that of the scores; exact products of float32 have ``precision``."""
     inputs = (q, k, cos, sin)
     if not can_launch(q.device):
-        return _some(fused_reference.qk_pull_back(ds, inputs, needs, scale, causal, q_offset))
+        with reference.without_autocast(q):
+            return _some(fused_reference.qk_pull_back(ds, inputs, needs, scale, causal, q_offset))
     problem = make_problem(dict(zip(("q", "k", "cos", "sin"), inputs, strict=True)), scale, causal, q_offset)
     return _some(rope_qk_backward.gradients(problem, precision, inputs, ds, tuple(needs)))
 
@@ -163,7 +167,8 @@ def attention_pulled_back(
     if do is None and dlse is None:
         return []
     if not can_launch(q.device):
-        return _some(fused_reference.attention_pull_back(do, dlse, inputs, (o, lse), needs, *options))
+        with reference.without_autocast(q):
+            return _some(fused_reference.attention_pull_back(do, dlse, inputs, (o, lse), needs, *options))
     call = make_call(dict(zip(("q", "k", "v", "cos", "sin"), inputs, strict=True)), *options)
     return _some(rope_attention_backward.pull_back(call, precision, (*inputs, o, lse), do, dlse, tuple(needs)))
 
@@ -224,8 +229,9 @@ def traced_attention(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """:func:`kernels.rope_attention.rope_attention` with lse, likewise."""
     if torch._C._are_functorch_transforms_active() or not can_launch(q.device):
-        return reference.attention_reference(
+        o, lse = reference.attention_reference(
             q, k, v, cos, sin, scale=scale, causal=causal, q_offset=q_offset, window=window, softcap=softcap,
             return_lse=True,
         )  # fmt: skip
+        return o, lse
     return attended(q, k, v, cos, sin, scale, causal, q_offset, window, softcap)

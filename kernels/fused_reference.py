@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.reference import default_scale, hidden_from, rotated_factors, without_autocast
+from kernels.reference import default_scale, hidden_from, rotated_factors
 
 Tensor = torch.Tensor
 
@@ -76,7 +76,7 @@ def _turned_back(
 ) -> list[Tensor | None]:
     """Gradients of q, k, cos and sin from that of the product a @ b^T of what they were rotated to."""
     q, k, *tables = inputs
-    found: list[Tensor | None] = []
+    found: list[Tensor] = []
     sums = [torch.zeros(table.shape, dtype=ds.dtype, device=ds.device) for table in tables]
     for x, first, g in ((q, q_offset, torch.matmul(ds, b)), (k, 0, _by_group(torch.matmul(ds.mT, a), k))):
         at = [slice(None) if t.shape[0] == 1 else slice(first, first + x.shape[2]) for t in tables]
