@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from kernels import fused_reference, reference, rope_attention_backward, rope_qk_backward
+from kernels import reference
 from kernels.fused import check_arguments, check_attention, dot_precision, make_problem, promoted, work_dtype
+from kernels.fused_reference import attention_pull_back, qk_pull_back
 from kernels.launch import can_launch
-from kernels.operators import EXACT
+from kernels.operators import EXACT, Tensor
 from kernels.rope_attention import launch_attention, make_call
+from kernels.rope_attention_backward import attention_gradients
 from kernels.rope_qk import launch_qk
-
-Tensor = torch.Tensor
+from kernels.rope_qk_backward import qk_gradients
 
 QK_OPTIONS = "float? scale=None, bool causal=False, SymInt q_offset=0"
 OPTIONS = f"{QK_OPTIONS}, SymInt? window=None, float? softcap=None"
@@ -89,9 +90,9 @@ def scores_pulled_back(
     inputs = (q, k, cos, sin)
     if not can_launch(q.device):
         with reference.without_autocast(q):
-            return _some(fused_reference.qk_pull_back(ds, inputs, needs, scale, causal, q_offset))
+            return _some(qk_pull_back(ds, inputs, needs, scale, causal, q_offset))
     problem = make_problem(dict(zip(("q", "k", "cos", "sin"), inputs, strict=True)), scale, causal, q_offset)
-    return _some(rope_qk_backward.gradients(problem, precision, inputs, ds, tuple(needs)))
+    return _some(qk_gradients(problem, precision, inputs, ds, tuple(needs)))
 
 
 @scores_pulled_back.register_fake
@@ -168,9 +169,9 @@ def attention_pulled_back(
         return []
     if not can_launch(q.device):
         with reference.without_autocast(q):
-            return _some(fused_reference.attention_pull_back(do, dlse, inputs, (o, lse), needs, *options))
+            return _some(attention_pull_back(do, dlse, inputs, (o, lse), needs, *options))
     call = make_call(dict(zip(("q", "k", "v", "cos", "sin"), inputs, strict=True)), *options)
-    return _some(rope_attention_backward.pull_back(call, precision, (*inputs, o, lse), do, dlse, tuple(needs)))
+    return _some(attention_gradients(call, precision, (*inputs, o, lse), do, dlse, tuple(needs)))
 
 
 @attention_pulled_back.register_fake

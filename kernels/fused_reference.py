@@ -10,12 +10,15 @@ import torch
 
 from kernels.reference import default_scale, hidden_from, rotated_factors
 
-Tensor = torch.Tensor
-
 
 def qk_pull_back(
-    ds: Tensor, inputs: Sequence[Tensor], needs: Sequence[bool], scale: float | None, causal: bool, q_offset: int
-) -> list[Tensor | None]:
+    ds: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    needs: Sequence[bool],
+    scale: float | None,
+    causal: bool,
+    q_offset: int,
+) -> list[torch.Tensor | None]:
     """Gradients of q, k, cos and sin that are needed, from that of the scores (B, Hq, Sq, Sk)."""
     q, k, cos, sin = inputs
     a, b = rotated_factors(q, k, cos, sin, q_offset)
@@ -25,17 +28,17 @@ def qk_pull_back(
 
 
 def attention_pull_back(
-    do: Tensor | None,
-    dlse: Tensor | None,
-    inputs: Sequence[Tensor],
-    found: tuple[Tensor, Tensor],
+    do: torch.Tensor | None,
+    dlse: torch.Tensor | None,
+    inputs: Sequence[torch.Tensor],
+    found: tuple[torch.Tensor, torch.Tensor],
     needs: Sequence[bool],
     scale: float | None,
     causal: bool,
     q_offset: int,
     window: int | None,
     softcap: float | None,
-) -> list[Tensor | None]:
+) -> list[torch.Tensor | None]:
     """Gradients of q, k, v, cos and sin that are needed, from those of o and lse, which are ``found``.
 
     v, which may hold anything, has no part in them where ``do`` is None.
@@ -65,18 +68,23 @@ def attention_pull_back(
     return [*back[:2], dv.to(v.dtype) if needs[2] and dv is not None else None, *back[2:]]
 
 
-def _by_group(x: Tensor, like: Tensor) -> Tensor:
+def _by_group(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The sum over heads of a group: x has q's heads, ``like`` k's."""
     heads = like.shape[1]
     return x.unflatten(1, (heads, x.shape[1] // heads)).sum(2) if heads else x
 
 
 def _turned_back(
-    ds: Tensor, a: Tensor, b: Tensor, inputs: Sequence[Tensor], needs: Sequence[bool], q_offset: int
-) -> list[Tensor | None]:
+    ds: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    needs: Sequence[bool],
+    q_offset: int,
+) -> list[torch.Tensor | None]:
     """Gradients of q, k, cos and sin from that of the product a @ b^T of what they were rotated to."""
     q, k, *tables = inputs
-    found: list[Tensor] = []
+    found: list[torch.Tensor] = []
     sums = [torch.zeros(table.shape, dtype=ds.dtype, device=ds.device) for table in tables]
     for x, first, g in ((q, q_offset, torch.matmul(ds, b)), (k, 0, _by_group(torch.matmul(ds.mT, a), k))):
         at = [slice(None) if t.shape[0] == 1 else slice(first, first + x.shape[2]) for t in tables]

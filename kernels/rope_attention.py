@@ -51,9 +51,9 @@ NAME = "rope_attention"
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, total_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64, cap: tl.float64,  # else a float has 32 bits
     width_v, splits, batch,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     WORK: tl.constexpr, DOT: tl.constexpr, VALUE: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,

@@ -50,9 +50,9 @@ def weights_and_slopes(s, seen, lse, scale, cap, WORK: tl.constexpr, CAP: tl.con
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, do_ptr, dlse_ptr, delta_ptr, dq_ptr, dcos_ptr, dsin_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64, cap: tl.float64,  # else a float has 32 bits
     width_v,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     do_b, do_h, do_s, do_d, dlse_b, dlse_h, dlse_s,
@@ -130,9 +130,9 @@ def query_gradient_kernel(
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lse_ptr, do_ptr, delta_ptr, dk_ptr, dv_ptr, dcos_ptr, dsin_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64, cap: tl.float64,  # else a float has 32 bits
     width_v,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     do_b, do_h, do_s, do_d,
@@ -268,7 +268,7 @@ def gradients(
     return found + [sums.gradient(i, table) if needs[3 + i] else None for i, table in enumerate((cos, sin))]
 
 
-def pull_back(
+def attention_gradients(
     call: Call,
     precision: str,
     saved: tuple[torch.Tensor, ...],
@@ -299,7 +299,9 @@ class _RopeAttention(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        return None, *pull_back(ctx.call, ctx.precision, ctx.saved_tensors, do, dlse, ctx.needs_input_grad[1:])
+        return None, *attention_gradients(
+            ctx.call, ctx.precision, ctx.saved_tensors, do, dlse, ctx.needs_input_grad[1:]
+        )
 
 
 def differentiable(

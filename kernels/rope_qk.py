@@ -40,9 +40,9 @@ MOST_STEPS = 16
 def qk_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, out_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64,  # else a float has 32 bits
     steps,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
     WORK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,

@@ -47,9 +47,9 @@ def load_score_gradients(
 def query_gradient_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, ds_ptr, dq_ptr, dcos_ptr, dsin_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64,  # else a float has 32 bits
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, cos_s, cos_d, sin_s, sin_d, ds_b, ds_h, ds_s, ds_d,
     WORK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr, TABLES: tl.constexpr,
     VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -97,9 +97,9 @@ def query_gradient_kernel(
 def key_gradient_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, ds_ptr, dk_ptr, dcos_ptr, dsin_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64,  # else a float has 32 bits
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, cos_s, cos_d, sin_s, sin_d, ds_b, ds_h, ds_s, ds_d,
     WORK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr, TABLES: tl.constexpr,
     VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -152,7 +152,7 @@ def choose_tiles(half: int, dtype: torch.dtype) -> Tiles:
     return Tiles(16, 16, 4, 1)
 
 
-def gradients(
+def qk_gradients(
     problem: Problem,
     precision: str,
     saved: tuple[torch.Tensor, ...],
@@ -201,7 +201,7 @@ class _RopeQK(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, ds: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, None, *gradients(ctx.problem, ctx.precision, ctx.saved_tensors, ds, ctx.needs_input_grad[2:])
+        return None, None, *qk_gradients(ctx.problem, ctx.precision, ctx.saved_tensors, ds, ctx.needs_input_grad[2:])
 
 
 def differentiable(
