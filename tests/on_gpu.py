@@ -245,7 +245,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="of the cases, every N-th")
     parser.add_argument("--each", type=int, default=70, metavar="N", help="cases of each operation for the sanitizer")
     parser.add_argument("--processes", type=int, default=8, metavar="N", help="side by side under the sanitizer")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     options.count = None
     if options.parts[:1] == ["cases"]:
         if len(options.parts) != 2 or not options.parts[1].isdigit():

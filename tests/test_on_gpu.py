@@ -40,20 +40,20 @@ def with_a_gpu(monkeypatch):
 def test_arguments_name_parts_cases_and_where_the_report_goes(with_a_gpu):
     every = on_gpu.parse([])
     assert (every.parts, every.out, every.count) == (["extents", "graphs", "sanitizer"], None, None)
-    assert on_gpu.parse(["graphs", "--out", "x.json"]).out == Path("x.json")
+    for line in ("graphs --out x.json extents", "--out x.json graphs extents"):
+        found = on_gpu.parse(line.split())
+        assert (found.parts, found.out) == (["graphs", "extents"], Path("x.json"))
     cases = on_gpu.parse(["cases", "70", "--share", "1/4"])
     assert (cases.count, cases.share) == (70, (1, 4))
     assert on_gpu.parse(["planted"]).parts == ["planted"]
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["extent"], ["cases"], ["cases", "x"], ["cases", "3", "graphs"], ["cases", "3", "--share", "4/4"], ["planted", "graphs"]],
-    ids=" ".join,
-)  # fmt: skip
-def test_other_arguments_are_refused_in_one_line(with_a_gpu, arguments, capsys):
+    "line", ["extent", "cases", "cases x", "cases 3 graphs", "cases 3 --share 4/4", "planted graphs"]
+)
+def test_other_arguments_are_refused_in_one_line(with_a_gpu, line, capsys):
     with pytest.raises(SystemExit) as found:
-        on_gpu.parse(arguments)
+        on_gpu.parse(line.split())
     assert found.value.code == 2
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
 
