@@ -2,7 +2,8 @@
 
 The modules' own text is merged in the order of their imports, comments and all; what ``ModelNew`` does not reach is
 left out. Imports within the package go; a module that is imported by name (``reference``) leaves that name as a
-prefix, ``reference_rope`` for ``reference.rope``. This module reads text: it needs neither PyTorch nor a GPU.
+prefix, ``reference_rope`` for ``reference.rope``, and so does one whose name another has taken already. This module
+reads text: it needs neither PyTorch nor a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 PACKAGE, MAIN = "kernels", "ModelNew"
 FOLDER = Path(__file__).parent
 HEAD = '''"""RoPE of a query and a key in one Triton launch, bit for bit equal to eager PyTorch: ``ModelNew``.
+
+Its methods ``scores`` and ``attention`` are Triton kernels with rotation inside.
 
 Made by ``python -m kernels.export``: edit the modules it names, not this file.
 """
@@ -52,7 +55,9 @@ class _Module:
         self.name = name
         self.source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
         self.tree = ast.parse(self.source)
-        self.own = {bound for node in self.tree.body for bound in _bound(node)} - {"_"}
+        self.own = {bound for node in self.tree.body for bound in _bound(node)} - {"_", "__all__"}
+        self.taken: dict[str, str] = {}  # name imported from another module -> that module
+        self.final: dict[str, str] = {}  # names that change -> what they become
         self.spaces: set[str] = set()  # modules that it imports by name
         self.now: list[str] = []  # modules it needs before its own text, and after
         self.later: list[str] = []
@@ -75,11 +80,14 @@ class _Module:
         if node.module == PACKAGE:
             self.spaces |= {alias.name for alias in node.names}
             needed += [alias.name for alias in node.names]
-        else:
-            needed.append(node.module.partition(".")[2])
+            return
+        needed.append(node.module.partition(".")[2])
+        for alias in node.names:
+            if self.taken.setdefault(alias.name, needed[-1]) != needed[-1]:
+                raise ExportError(f"{self.name}: {alias.name} of {self.taken[alias.name]} and of {needed[-1]}")
 
-    def parts(self, spaces: set[str]) -> Iterator[_Part]:
-        """Its statements in order; ``spaces`` are the modules whose names get a prefix."""
+    def parts(self, others: dict[str, _Module]) -> Iterator[_Part]:
+        """Its statements in order, once every module has settled its names."""
         lines = self.source.splitlines()
         end = 0
         for node in self.tree.body:
@@ -87,42 +95,39 @@ class _Module:
             if _is_docstring(node) or isinstance(node, (ast.Import, ast.ImportFrom)) or "__all__" in _bound(node):
                 continue
             above = [line for line in lines[first : start - 1] if line.strip()]
-            text = "\n".join([*above, *self._edited(node, lines, spaces)])
-            prefix = f"{self.name}_" if self.name in spaces else ""
-            uses = {self._final(name, prefix) for name in _looked_up(node)}
-            uses |= {f"{base}_{attribute}" for base, attribute in _attributes(node) if base in self.spaces}
+            text = "\n".join([*above, *self._edited(node, lines, others)])
+            uses = {self.final.get(name, name) for name in _looked_up(node)}
+            uses |= {others[base].final[name] for base, name in _attributes(node) if base in self.spaces}
             bound = _bound(node)
             kept = bound == {"_"} or isinstance(node, ast.Expr)
-            yield _Part(text, {self._final(name, prefix) for name in bound}, uses, kept)
+            yield _Part(text, {self.final.get(name, name) for name in bound}, uses, kept)
 
-    def _final(self, name: str, prefix: str) -> str:
-        return prefix + name if name in self.own else name
-
-    def _edited(self, statement: ast.stmt, lines: list[str], spaces: set[str]) -> list[str]:
+    def _edited(self, statement: ast.stmt, lines: list[str], others: dict[str, _Module]) -> list[str]:
         """The statement's lines, names replaced and imports of the package left out."""
         first, last = _first_line(statement), statement.end_lineno or 0
-        edits: list[tuple[int, int, int, str]] = []  # line, start and end in bytes, what goes there
+        edits: list[tuple[int, int, str, str]] = []  # line, start in bytes, what is there, what goes there
         gone: set[int] = set()
         for node in ast.walk(statement):
             if isinstance(node, (ast.Import, ast.ImportFrom)) and _is_ours(node):
                 gone |= set(range(node.lineno, (node.end_lineno or 0) + 1))
                 gone |= {max(gone) + 1} if not lines[max(gone)].strip() else set()
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in self.spaces:
-                edits.append((node.lineno, node.col_offset, node.end_col_offset or 0, f"{node.value.id}_{node.attr}"))
-            elif self.name not in spaces:
-                continue
-            elif isinstance(node, ast.Name) and node.id in self.own:
-                edits.append((node.lineno, node.col_offset, node.end_col_offset or 0, f"{self.name}_{node.id}"))
-            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node is statement:
+                new = others[node.value.id].final[node.attr]
+                edits.append((node.lineno, node.col_offset, f"{node.value.id}.{node.attr}", new))
+            elif isinstance(node, ast.Name) and node.id in self.final:
+                edits.append((node.lineno, node.col_offset, node.id, self.final[node.id]))
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node is statement and node.name in self.final:
                 at = lines[node.lineno - 1].index(f" {node.name}") + 1
-                edits.append((node.lineno, at, at + len(node.name), f"{self.name}_{node.name}"))
+                edits.append((node.lineno, at, node.name, self.final[node.name]))
         taken = {bound for node in ast.walk(statement) if node is not statement for bound in _bound(node)}
-        hidden = taken & (self.spaces | (self.own if self.name in spaces else set())) - _bound(statement)
+        hidden = taken & (self.spaces | set(self.final)) - _bound(statement)
         if hidden:
             raise ExportError(f"{self.name}: {hidden.pop()} is also the name of something local")
-        for number, start, stop, new in sorted(edits, reverse=True):
-            line = lines[number - 1].encode()
-            lines[number - 1] = (line[:start] + new.encode() + line[stop:]).decode()
+        for number, start, old, new in sorted(edits, reverse=True):
+            before, after = lines[number - 1].encode()[:start].decode(), lines[number - 1].encode()[start:].decode()
+            if not after.startswith(old):
+                raise ExportError(f"{self.name}: {old} is not where line {number} should have it")
+            lines[number - 1] = before + new + after.removeprefix(old)
         return [lines[number - 1] for number in range(first, last + 1) if number not in gone]
 
 
@@ -177,30 +182,43 @@ def _in_order(name: str, seen: dict[str, _Module | None]) -> dict[str, _Module |
     return seen
 
 
+def _settle(modules: dict[str, _Module]) -> None:
+    """Decide what every name becomes, so that no two modules define one."""
+    spaces = {space for module in modules.values() for space in module.spaces}
+    owners: dict[str, str] = {}
+    for module in modules.values():
+        for name in sorted(module.own):
+            new = f"{module.name}_{name}" if module.name in spaces or name in owners else name
+            if new in owners:
+                raise ExportError(f"{module.name} and {owners[new]} both define {new}")
+            owners[new] = module.name
+            if new != name:
+                module.final[name] = new
+    for module in modules.values():
+        for name, other in module.taken.items():
+            if name in modules[other].final:
+                module.final[name] = modules[other].final[name]
+
+
 def exported() -> str:
     """The file's text; the same for the same modules.
 
     Raises:
-        ExportError: two modules define one name, or a name that gets a prefix is also a local one.
+        ExportError: names clash although they have prefixes, or a name that gets one is also a local one.
     """
-    modules = [module for module in _in_order(MAIN, {}).values() if module is not None]
-    spaces = {space for module in modules for space in module.spaces}
-    parts = {module.name: list(module.parts(spaces)) for module in modules}
+    modules = {name: module for name, module in _in_order(MAIN, {}).items() if module is not None}
+    _settle(modules)
+    parts = {module.name: list(module.parts(modules)) for module in modules.values()}
     everything = [part for own in parts.values() for part in own]
-    owners: dict[str, str] = {}
-    for name, own in parts.items():
-        for bound in {bound for part in own for bound in part.defines} - {"_"}:
-            if owners.setdefault(bound, name) != name:
-                raise ExportError(f"{name} and {owners[bound]} both define {bound}")
     wanted = {MAIN} | {use for part in everything if part.kept for use in part.uses}
     while True:
         more = {use for part in everything if part.defines & wanted for use in part.uses} - wanted
         if not more:
             break
         wanted |= more
-    outside = {statement for m in modules for name, statement in m.outside.items() if name in wanted}
+    outside = {statement for m in modules.values() for name, statement in m.outside.items() if name in wanted}
     sections = [f"{HEAD}\nfrom __future__ import annotations\n\n{_imports(outside)}"]
-    for module in modules:
+    for module in modules.values():
         texts = [part.text for part in parts[module.name] if part.kept or part.defines & wanted]
         if texts:
             doc = ast.get_docstring(module.tree, clean=True) or ""

@@ -1,5 +1,7 @@
 """What ``rope_qk`` and ``rope_attention`` share on the host: arguments checked, and what a launch needs to know.
 
+Checks take symbolic sizes too, of which they ask nothing but what a call has to meet.
+
 Row i of q sees the keys j with i + first < j <= i + last: the two shifts hold all that ``causal``, ``window`` and
 ``q_offset`` say.
 """
@@ -13,11 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kernels.forms import PLAIN
 from kernels.launch import INT32_MAX, TL_DTYPES, broadcast_strides
 from kernels.layout import Ints
 
 MAX_OFFSET = 2**40
-MAX_SCALE = 2.0**60
+MAX_SCALE, MAX_CAP = 2.0**60, 2.0**20
 MAX_WIDTH = 256  # wider heads fit no shared memory
 VECTOR_BYTES, VECTOR_ELEMENTS = 16, 8  # the widest load of one thread; so many elements are whole such loads
 
@@ -88,7 +91,7 @@ def check_tensors(name: str, tensors: dict[str, torch.Tensor]) -> None:
 
 def _check_shapes(name: str, q: torch.Tensor, k: torch.Tensor) -> None:
     (batch, heads, _, width), (batch_k, heads_k, _, width_k) = q.shape, k.shape
-    if width % 2 or not 0 < width <= MAX_WIDTH:
+    if width % 2 or width <= 0 or width > MAX_WIDTH:
         raise ValueError(f"{name}: head_dim must be even and from 2 to {MAX_WIDTH}, not {width}")
     if width_k != width:
         raise ValueError(f"{name}: q and k must have one head_dim, not {width} and {width_k}")
@@ -98,9 +101,14 @@ def _check_shapes(name: str, q: torch.Tensor, k: torch.Tensor) -> None:
         raise ValueError(f"{name}: {heads} heads of q are no multiple of {heads_k} heads of k")
 
 
+def is_integer(x: Any) -> bool:
+    """Whether x is a Python integer, or stands for one; truth values are none."""
+    return isinstance(x, (int, torch.SymInt)) and not isinstance(x, bool)
+
+
 def is_number(x: Any) -> bool:
-    """Whether x is a Python number, truth values left out."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
+    """Whether x is a Python number, or stands for one; truth values are none."""
+    return is_integer(x) or isinstance(x, (float, torch.SymFloat))
 
 
 def _check_options(name: str, scale: Any, causal: Any, q_offset: Any) -> None:
@@ -110,44 +118,82 @@ def _check_options(name: str, scale: Any, causal: Any, q_offset: Any) -> None:
         raise ValueError(f"{name}: scale must be at most 2**60 in size, not {scale}")
     if not isinstance(causal, bool):
         raise TypeError(f"{name}: causal must be a bool, not {type(causal).__name__}")
-    if not isinstance(q_offset, int) or isinstance(q_offset, bool):
+    if not is_integer(q_offset):
         raise TypeError(f"{name}: q_offset must be an int, not {type(q_offset).__name__}")
     if not 0 <= q_offset <= MAX_OFFSET:
         raise ValueError(f"{name}: q_offset must be from 0 to 2**40, not {q_offset}")
 
 
-def make_problem(
-    name: str,
-    tensors: dict[str, torch.Tensor],
-    scale: float | None,
-    causal: bool,
-    q_offset: int,
-    window: int | None = None,
-) -> Problem:
-    """Check the arguments that both operations have, and name their sizes.
+def check_arguments(
+    name: str, tensors: dict[str, torch.Tensor], scale: float | None, causal: bool, q_offset: int
+) -> None:
+    """Check the arguments that both operations have.
 
     Raises:
         TypeError: an argument is no strided tensor of the four dtypes, or an option of another type.
         ValueError: ranks, devices, sizes or options that do not belong together.
     """
     check_tensors(name, tensors)
-    q, k, cos, sin = (tensors[role] for role in ("q", "k", "cos", "sin"))
+    q, k = tensors["q"], tensors["k"]
     _check_shapes(name, q, k)
     _check_options(name, scale, causal, q_offset)
-    (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
-    half, needed = width // 2, max(q_offset + rows, keys)
-    for role, table in (("cos", cos), ("sin", sin)):
-        have, columns = table.shape
-        if have < needed and have != 1:
-            raise ValueError(f"{name}: {role} has {have} rows for {needed} positions")
-        if columns not in (half, 1):
+    half, end, keys = q.shape[3] // 2, q_offset + q.shape[2], k.shape[2]
+    for role in ("cos", "sin"):
+        have, columns = tensors[role].shape
+        if have != 1 and (have < keys or have < end):
+            raise ValueError(f"{name}: {role} has {have} rows for {max(end, keys)} positions")
+        if columns != half and columns != 1:
             raise ValueError(f"{name}: {role} must have {half} columns or one, not {columns}")
+
+
+def check_attention(
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    scale: float | None,
+    causal: bool,
+    q_offset: int,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    """Check the arguments of attention; raises as :func:`check_arguments`."""
+    if window is not None:
+        if not is_integer(window):
+            raise TypeError(f"{name}: window must be an int or None, not {type(window).__name__}")
+        if window < 1 or not causal:
+            raise ValueError(f"{name}: window must be positive, and needs causal=True; it is {window}")
+    if softcap is not None and not is_number(softcap):
+        raise TypeError(f"{name}: softcap must be a number or None, not {type(softcap).__name__}")
+    if softcap is not None and not 0 < softcap <= MAX_CAP:
+        raise ValueError(f"{name}: softcap must be positive and at most 2**20, not {softcap}")
+    check_arguments(name, tensors, scale, causal, q_offset)
+    k, v = tensors["k"], tensors["v"]
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"{name}: k {tuple(k.shape)} and v {tuple(v.shape)} must agree in batch, heads and length")
+    if v.shape[3] > MAX_WIDTH:
+        raise ValueError(f"{name}: v's head_dim must be at most {MAX_WIDTH}, not {v.shape[3]}")
+
+
+def is_traced(tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether a call is looked at rather than run: compiled, on tensors that stand for others, or transformed."""
+    return (
+        torch.compiler.is_compiling()
+        or not all(type(x) in PLAIN for x in tensors.values())
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def make_problem(
+    tensors: dict[str, torch.Tensor], scale: float | None, causal: bool, q_offset: int, window: int | None = None
+) -> Problem:
+    """The sizes of a call whose arguments have been checked."""
+    q, k, cos, sin = (tensors[role] for role in ("q", "k", "cos", "sin"))
+    (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
     # A shift beyond what any row or key can tell is as good as the least that is.
     last = min(q_offset, keys) if causal else keys
     first = -rows - 1 if window is None else min(max(q_offset - window, -rows - 1), keys)
     steps = [broadcast_strides(table.shape, table.stride()) for table in (cos, sin)]
     return Problem(
-        batch, heads_k, heads // heads_k if heads_k else 1, rows, keys, half, q_offset, first, last,
+        batch, heads_k, heads // heads_k if heads_k else 1, rows, keys, width // 2, q_offset, first, last,
         1 / math.sqrt(width) if scale is None else float(scale), promoted(q, k, cos, sin), (*steps[0], *steps[1]),
     )  # fmt: skip
 

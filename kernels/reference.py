@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -106,10 +107,15 @@ def _padded(total: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dty
     return whole
 
 
-def _scores(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale: float | None, q_offset: int
-) -> torch.Tensor:
-    """Scaled scores (B, Hq, Sq, Sk) in float32, or float64, of factors rounded to their promoted type."""
+def without_autocast(x: torch.Tensor) -> AbstractContextManager[object]:
+    """A context in which autocast, which meta tensors do not know, has no say."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
+def rotated_factors(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, q_offset: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotated q and k, both of q's heads, rounded to their promoted type and held in float32, or float64."""
 
     def turned(x: torch.Tensor, first: int) -> torch.Tensor:
         c, s = (t if t.shape[0] == 1 else t[first : first + x.shape[2]] for t in (cos, sin))
@@ -119,9 +125,25 @@ def _scores(
     dtype = torch.promote_types(a.dtype, b.dtype)
     work = torch.float64 if dtype == torch.float64 else torch.float32
     a, b = a.to(dtype).to(work), b.to(dtype).to(work)
-    if k.shape[1]:
-        b = b.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return torch.matmul(a, b.mT) * (1 / math.sqrt(q.shape[3]) if scale is None else scale)
+    return a, b.repeat_interleave(q.shape[1] // k.shape[1], dim=1) if k.shape[1] else b
+
+
+def default_scale(q: torch.Tensor, scale: float | None) -> float:
+    """What scores are multiplied by: 1/sqrt(D) unless given."""
+    return 1 / math.sqrt(q.shape[3]) if scale is None else scale
+
+
+def hidden_from(
+    rows: int, keys: int, causal: bool, q_offset: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """Which keys are hidden from which rows (rows, keys)."""
+    i, j = q_offset + torch.arange(rows, device=device)[:, None], torch.arange(keys, device=device)
+    hidden = torch.zeros((rows, keys), dtype=torch.bool, device=device)
+    if causal:
+        hidden = hidden | (j > i)
+    if window is not None:
+        hidden = hidden | (j <= i - window)
+    return hidden
 
 
 def qk_reference(
@@ -136,12 +158,14 @@ def qk_reference(
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """``scale * rope(q) @ rope(k)^T`` (B, Hq, Sq, Sk); see :func:`kernels.rope_qk`."""
-    scores = _scores(q, k, cos, sin, scale, q_offset)
-    if causal:
-        i, j = (torch.arange(n, device=q.device) for n in scores.shape[2:])
-        scores = scores.masked_fill(j > q_offset + i[:, None], -math.inf)
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.promote_types(cos.dtype, sin.dtype))
-    return scores.to(out_dtype or dtype)
+    with without_autocast(q):
+        a, b = rotated_factors(q, k, cos, sin, q_offset)
+        scores = torch.matmul(a, b.mT) * default_scale(q, scale)
+        if causal:
+            hidden = hidden_from(q.shape[2], k.shape[2], causal, q_offset, None, q.device)
+            scores = scores.masked_fill(hidden, -math.inf)
+        return scores.to(out_dtype or dtype)
 
 
 def attention_reference(
@@ -159,31 +183,27 @@ def attention_reference(
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention over :func:`qk_reference`'s scores; see :func:`kernels.rope_attention`."""
-    scores = _scores(q, k, cos, sin, scale, q_offset)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    i, j = (torch.arange(n, device=q.device) for n in scores.shape[2:])
-    i = q_offset + i[:, None]
-    hidden = torch.zeros(scores.shape[2:], dtype=torch.bool, device=q.device)
-    if causal:
-        hidden = hidden | (j > i)
-    if window is not None:
-        hidden = hidden | (j <= i - window)
-    scores = scores.masked_fill(hidden, -math.inf)
-    empty = hidden.all(dim=1)[:, None]  # rows that see no key
-    if scores.shape[3]:
-        top = scores.detach().amax(dim=3, keepdim=True).masked_fill(empty, 0.0)
-    else:
-        top = scores.new_zeros((*scores.shape[:3], 1))
-    weights = torch.exp(scores - top)
-    total = weights.sum(dim=3, keepdim=True).masked_fill(empty, 1.0)
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.promote_types(cos.dtype, sin.dtype))
-    work = torch.float64 if v.dtype == torch.float64 else torch.float32
-    values = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1) if v.shape[1] else v
-    o = torch.matmul(weights.to(v.dtype).to(work), values.to(work)) / total
-    o = o.to(torch.promote_types(dtype, v.dtype))
-    lse = (top + torch.log(total)).masked_fill(empty, -math.inf).squeeze(3)
-    return (o, lse) if return_lse else o
+    with without_autocast(q):
+        a, b = rotated_factors(q, k, cos, sin, q_offset)
+        scores = torch.matmul(a, b.mT) * default_scale(q, scale)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        hidden = hidden_from(q.shape[2], k.shape[2], causal, q_offset, window, q.device)
+        scores = scores.masked_fill(hidden, -math.inf)
+        empty = hidden.all(dim=1)[:, None]  # rows that see no key
+        if scores.shape[3]:
+            top = scores.detach().amax(dim=3, keepdim=True).masked_fill(empty, 0.0)
+        else:
+            top = scores.new_zeros((*scores.shape[:3], 1))
+        weights = torch.exp(scores - top)
+        total = weights.sum(dim=3, keepdim=True).masked_fill(empty, 1.0)
+        dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.promote_types(cos.dtype, sin.dtype))
+        work = torch.float64 if v.dtype == torch.float64 else torch.float32
+        values = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1) if v.shape[1] else v
+        o = torch.matmul(weights.to(v.dtype).to(work), values.to(work)) / total
+        o = o.to(torch.promote_types(dtype, v.dtype))
+        lse = (top + torch.log(total)).masked_fill(empty, -math.inf).squeeze(3)
+        return (o, lse) if return_lse else o
 
 
 class Model(nn.Module):

@@ -13,14 +13,14 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.fused import (
-    MAX_WIDTH,
     Problem,
     Tiles,
     block_of,
+    check_attention,
     check_programs,
     dot_precision,
     is_even,
-    is_number,
+    is_traced,
     is_wide,
     make_problem,
     strides_of,
@@ -44,7 +44,6 @@ from kernels.tiles import (
 __all__ = ["rope_attention"]
 
 NAME = "rope_attention"
-MAX_CAP = 2.0**20
 
 
 # Nothing is specialized: one flag, VECTOR, says all that makes loads wide, and a variant is dear.
@@ -52,9 +51,9 @@ MAX_CAP = 2.0**20
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, total_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64, cap: tl.float64,  # else a float has 32 bits
     width_v, splits, batch,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     WORK: tl.constexpr, DOT: tl.constexpr, VALUE: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
@@ -175,33 +174,16 @@ def choose_tiles(half: int, width_v: int, dtype: torch.dtype, packed: int) -> Ti
     return Tiles(32, 16, 4, 1) if narrow else Tiles(16, 16, 4, 1)
 
 
-def check_call(
+def make_call(
     tensors: dict[str, torch.Tensor],
     scale: float | None,
     causal: bool,
     q_offset: int,
     window: int | None,
     softcap: float | None,
-    return_lse: bool,
 ) -> Call:
-    """The call that these arguments are; raises what :func:`rope_attention` documents."""
-    if window is not None:
-        if not isinstance(window, int) or isinstance(window, bool):
-            raise TypeError(f"{NAME}: window must be an int or None, not {type(window).__name__}")
-        if window < 1 or not causal:
-            raise ValueError(f"{NAME}: window must be positive, and needs causal=True; it is {window}")
-    if softcap is not None and not is_number(softcap):
-        raise TypeError(f"{NAME}: softcap must be a number or None, not {type(softcap).__name__}")
-    if softcap is not None and not 0 < softcap <= MAX_CAP:
-        raise ValueError(f"{NAME}: softcap must be positive and at most 2**20, not {softcap}")
-    if not isinstance(return_lse, bool):
-        raise TypeError(f"{NAME}: return_lse must be a bool, not {type(return_lse).__name__}")
-    problem = make_problem(NAME, tensors, scale, causal, q_offset, window)
-    k, v = tensors["k"], tensors["v"]
-    if v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"{NAME}: k {tuple(k.shape)} and v {tuple(v.shape)} must agree in batch, heads and length")
-    if v.shape[3] > MAX_WIDTH:
-        raise ValueError(f"{NAME}: v's head_dim must be at most {MAX_WIDTH}, not {v.shape[3]}")
+    """The call that these arguments are, which have been checked."""
+    problem, v = make_problem(tensors, scale, causal, q_offset, window), tensors["v"]
     out = torch.promote_types(problem.dot, v.dtype)
     return Call(problem, v.shape[3], 0.0 if softcap is None else float(softcap), v.dtype, out)
 
@@ -247,23 +229,32 @@ def rope_attention(
         ValueError: ranks, devices, sizes or options that do not belong together.
 
     On a GPU this is one kernel launch, or two where few rows meet many keys; on other devices it is the eager twin.
-    The same bits come back each time. Gradients are :mod:`kernels.rope_attention_backward`'s.
+    The same bits come back each time. Autocast has no say. Gradients are :mod:`kernels.rope_attention_backward`'s.
+    What traces instead of running meets one operator, :mod:`kernels.fused_operators`.
     """
     tensors = {"q": q, "k": k, "v": v, "cos": cos, "sin": sin}
-    call = check_call(tensors, scale, causal, q_offset, window, softcap, return_lse)
+    check_attention(NAME, tensors, scale, causal, q_offset, window, softcap)
+    if not isinstance(return_lse, bool):
+        raise TypeError(f"{NAME}: return_lse must be a bool, not {type(return_lse).__name__}")
+    if is_traced(tensors):
+        from kernels.fused_operators import traced_attention
+
+        o, lse = traced_attention(q, k, v, cos, sin, scale, causal, q_offset, window, softcap)
+        return (o, lse) if return_lse else o
     if not can_launch(q.device):
         options: dict[str, Any] = {"scale": scale, "causal": causal, "q_offset": q_offset, "window": window}
         return reference.attention_reference(q, k, v, cos, sin, **options, softcap=softcap, return_lse=return_lse)
+    call = make_call(tensors, scale, causal, q_offset, window, softcap)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
         from kernels.rope_attention_backward import differentiable  # it launches the kernels above
 
         o, lse = differentiable(call, q, k, v, cos, sin)
     else:
-        o, lse = launch(call, q, k, v, cos, sin)
+        o, lse = launch_attention(call, q, k, v, cos, sin)
     return (o, lse) if return_lse else o
 
 
-def launch(
+def launch_attention(
     call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """o and lse in fresh memory."""

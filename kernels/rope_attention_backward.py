@@ -16,7 +16,7 @@ import triton.language as tl
 from kernels.fused import Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
-from kernels.rope_attention import NAME, Call, launch
+from kernels.rope_attention import NAME, Call, launch_attention
 from kernels.rotation import factor, rows_at, whole_groups
 from kernels.softmax import LOG2_E, capped, finite_or_zero
 from kernels.tiles import (
@@ -50,9 +50,9 @@ def weights_and_slopes(s, seen, lse, scale, cap, WORK: tl.constexpr, CAP: tl.con
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, do_ptr, dlse_ptr, delta_ptr, dq_ptr, dcos_ptr, dsin_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64, cap: tl.float64,  # else a float has 32 bits
     width_v,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     do_b, do_h, do_s, do_d, dlse_b, dlse_h, dlse_s,
@@ -130,9 +130,9 @@ def query_gradient_kernel(
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, lse_ptr, do_ptr, delta_ptr, dk_ptr, dv_ptr, dcos_ptr, dsin_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64", cap: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64, cap: tl.float64,  # else a float has 32 bits
     width_v,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, v_b, v_h, v_s, v_d, cos_s, cos_d, sin_s, sin_d,
     do_b, do_h, do_s, do_d,
@@ -234,7 +234,7 @@ def gradients(
     used = do is not None
     needs = (*needs[:2], needs[2] and used, *needs[3:])
     if not lse.numel():
-        return [torch.zeros_like(x) if need else None for x, need in zip(saved, needs, strict=False)]
+        return [x.new_zeros(x.shape) if need else None for x, need in zip(saved, needs, strict=False)]
     problem = call.problem
     batch, heads, group, rows, keys = problem[:5]
     tiles = choose_tiles(problem.half, call.width_v, call.out)
@@ -268,10 +268,27 @@ def gradients(
     return found + [sums.gradient(i, table) if needs[3 + i] else None for i, table in enumerate((cos, sin))]
 
 
+def attention_gradients(
+    call: Call,
+    precision: str,
+    saved: tuple[torch.Tensor, ...],
+    do: torch.Tensor | None,
+    dlse: torch.Tensor | None,
+    needs: tuple[bool, ...],
+) -> list[torch.Tensor | None]:
+    """:func:`gradients` where either output may not be used."""
+    if do is None and dlse is None:
+        return [None] * 5
+    if dlse is None:  # one zero, which spreads
+        lse = saved[6]
+        dlse = torch.zeros((), dtype=lse.dtype, device=lse.device).expand(lse.shape)
+    return gradients(call, precision, saved, do, dlse, needs)
+
+
 class _RopeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        o, lse = launch(call, *inputs)
+        o, lse = launch_attention(call, *inputs)
         ctx.save_for_backward(*inputs, o, lse)
         ctx.call, ctx.precision = call, dot_precision(call.problem.dot, call.out)
         ctx.set_materialize_grads(False)
@@ -282,12 +299,9 @@ class _RopeAttention(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, do: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        if do is None and dlse is None:
-            return (None,) * 6
-        if dlse is None:  # one zero, which spreads
-            lse = ctx.saved_tensors[6]
-            dlse = torch.zeros((), dtype=lse.dtype, device=lse.device).expand(lse.shape)
-        return None, *gradients(ctx.call, ctx.precision, ctx.saved_tensors, do, dlse, ctx.needs_input_grad[1:])
+        return None, *attention_gradients(
+            ctx.call, ctx.precision, ctx.saved_tensors, do, dlse, ctx.needs_input_grad[1:]
+        )
 
 
 def differentiable(

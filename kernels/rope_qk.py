@@ -13,9 +13,11 @@ from kernels.fused import (
     Problem,
     Tiles,
     block_of,
+    check_arguments,
     check_programs,
     dot_precision,
     is_even,
+    is_traced,
     is_wide,
     make_problem,
     strides_of,
@@ -38,9 +40,9 @@ MOST_STEPS = 16
 def qk_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, out_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64,  # else a float has 32 bits
     steps,
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
     WORK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
@@ -131,26 +133,32 @@ def rope_qk(
         TypeError: an argument is no strided tensor of the four dtypes, or an option of another type.
         ValueError: ranks, devices, sizes or options that do not belong together.
 
-    On a GPU this is one kernel launch; on other devices it is the eager twin. Gradients are
-    :mod:`kernels.rope_qk_backward`'s.
+    On a GPU this is one kernel launch; on other devices it is the eager twin. Autocast has no say. Gradients are
+    :mod:`kernels.rope_qk_backward`'s. What traces instead of running meets one operator,
+    :mod:`kernels.fused_operators`.
     """
     tensors = {"q": q, "k": k, "cos": cos, "sin": sin}
-    problem = make_problem(NAME, tensors, scale, causal, q_offset)
+    check_arguments(NAME, tensors, scale, causal, q_offset)
     if out_dtype is not None and out_dtype not in TL_DTYPES:
         raise TypeError(f"{NAME}: out_dtype must be float16, bfloat16, float32 or float64, not {out_dtype}")
+    if is_traced(tensors):
+        from kernels.fused_operators import traced_qk
+
+        return traced_qk(q, k, cos, sin, scale, causal, q_offset, out_dtype)
     if not can_launch(q.device):
         return reference.qk_reference(
             q, k, cos, sin, scale=scale, causal=causal, q_offset=q_offset, out_dtype=out_dtype
         )
+    problem = make_problem(tensors, scale, causal, q_offset)
     dtype = out_dtype or problem.dot
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
         from kernels.rope_qk_backward import differentiable  # it launches the kernel above
 
         return differentiable(problem, dtype, q, k, cos, sin)
-    return launch(problem, dtype, q, k, cos, sin)
+    return launch_qk(problem, dtype, q, k, cos, sin)
 
 
-def launch(
+def launch_qk(
     problem: Problem, dtype: torch.dtype, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:
     """The scores in fresh memory, by one launch or none."""

@@ -25,7 +25,7 @@ from kernels.fused import (
 )
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
-from kernels.rope_qk import NAME, launch
+from kernels.rope_qk import NAME, launch_qk
 from kernels.rotation import factor
 from kernels.tiles import key_tiles, lanes_of, load_keys, load_queries, packed_rows, program, row_tiles, seen_from
 
@@ -47,9 +47,9 @@ def load_score_gradients(
 def query_gradient_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, ds_ptr, dq_ptr, dcos_ptr, dsin_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64,  # else a float has 32 bits
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, cos_s, cos_d, sin_s, sin_d, ds_b, ds_h, ds_s, ds_d,
     WORK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr, TABLES: tl.constexpr,
     VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -97,9 +97,9 @@ def query_gradient_kernel(
 def key_gradient_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, ds_ptr, dk_ptr, dcos_ptr, dsin_ptr,
     heads, group, rows, keys, half,
-    offset: "i64",  # type: ignore[name-defined] # noqa: F821 - Triton's word, as a string: no future annotations here
+    offset: tl.int64,  # else a number has 32 bits where it fits
     first_shift, last_shift,
-    scale: "fp64",  # type: ignore[name-defined] # noqa: F821 - else a float has 32 bits
+    scale: tl.float64,  # else a float has 32 bits
     q_b, q_h, q_s, q_d, k_b, k_h, k_s, k_d, cos_s, cos_d, sin_s, sin_d, ds_b, ds_h, ds_s, ds_d,
     WORK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr, TABLES: tl.constexpr,
     VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -152,7 +152,7 @@ def choose_tiles(half: int, dtype: torch.dtype) -> Tiles:
     return Tiles(16, 16, 4, 1)
 
 
-def gradients(
+def qk_gradients(
     problem: Problem,
     precision: str,
     saved: tuple[torch.Tensor, ...],
@@ -161,7 +161,7 @@ def gradients(
 ) -> list[torch.Tensor | None]:
     """The gradients of q, k, cos and sin that are needed; ``saved`` are these."""
     if not ds.numel():
-        return [torch.zeros_like(x) if need else None for x, need in zip(saved, needs, strict=True)]
+        return [x.new_zeros(x.shape) if need else None for x, need in zip(saved, needs, strict=True)]
     batch, heads, group, rows, keys = problem[:5]
     dot = torch.promote_types(problem.dot, ds.dtype)
     tiles = choose_tiles(problem.half, dot)
@@ -196,12 +196,12 @@ class _RopeQK(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         ctx.problem = problem
         ctx.precision = dot_precision(torch.promote_types(problem.dot, dtype))
-        return launch(problem, dtype, *inputs)
+        return launch_qk(problem, dtype, *inputs)
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, ds: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, None, *gradients(ctx.problem, ctx.precision, ctx.saved_tensors, ds, ctx.needs_input_grad[2:])
+        return None, None, *qk_gradients(ctx.problem, ctx.precision, ctx.saved_tensors, ds, ctx.needs_input_grad[2:])
 
 
 def differentiable(

@@ -104,7 +104,7 @@ def _death(outcome: Outcome) -> Finding:
 def _reference(operation: Operation, case: Case, inputs: Built) -> tuple[dict[str, torch.Tensor] | None, str]:
     try:
         return operation.reference(inputs.tensors, dict(case.options)), ""
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 

@@ -131,6 +131,15 @@ def test_errors_are_demanded_where_the_contract_or_the_reference_raises():
     assert buckets(wrong_error, case=no_broadcast) == set()
 
 
+def test_a_reference_that_divides_by_zero_raises_like_any_other():
+    shapes = {"q": (1, 1, 2, 0), "k": (1, 1, 2, 0), "cos": (2, 0), "sin": (2, 0)}
+    empty = Case("rope_qk", tuple((name, spec(name, shape)) for name, shape in shapes.items()))
+    refused = Outcome("raised", raised=Raised("ValueError", "", "m.py:3 in forward"))
+    assert buckets(refused, find("kernels.rope_qk"), empty) == set()
+    returned = Outcome("returned", launches=right().launches)
+    assert buckets(returned, find("kernels.rope_qk"), empty) >= {"no_exception:head_dim"}
+
+
 def test_what_the_engine_cannot_run_is_skipped_and_no_finding():
     verdict = judge(CASE, Outcome("unsupported", "too many programs"), TARGET)
     assert verdict.skipped == "too many programs"

@@ -2,12 +2,16 @@
 
 import ast
 import builtins
+import importlib.util
 import subprocess
 import symtable
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import triton
 from click.testing import CliRunner
 
 from fuzzrope.campaign import run_campaign
@@ -64,10 +68,49 @@ def test_the_file_has_the_form_that_is_asked_for(file: Path):
     assert classes.count("ModelNew") == 1
     assert not any(isinstance(node, ast.If) for node in tree.body)
     kernels = list(jit_functions(tree))
-    assert {"rope_kernel", "rotate", "sum_products_kernel"} <= {kernel.name for kernel in kernels}
+    assert {"rope_kernel", "rotate", "sum_products_kernel", "qk_kernel", "attention_kernel"} <= {
+        k.name for k in kernels
+    }
+    assert sum(kernel.name.endswith("_gradient_kernel") for kernel in kernels) == 4
     assert all(forbidden(kernel) == [] for kernel in kernels)
     assert odd_blocks(tree) == []
     assert empty_grids(tree, {kernel.name for kernel in kernels}) == []
+
+
+def loaded(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("exported_model", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["exported_model"] = module  # Triton asks for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_kernels_take_the_same_parameters_in_the_file(file: Path):
+    """Annotations are text there, and say how wide a number is; so do the decorator's arguments."""
+
+    def parameters(module: Any) -> dict[str, list[tuple[Any, ...]]]:
+        found = {name: x for name, x in vars(module).items() if isinstance(x, triton.JITFunction)}
+        return {
+            name.removeprefix(f"{module.__name__.rpartition('.')[2]}_"): [
+                (p.name, p.annotation, p.annotation_type, p.do_not_specialize, p.do_not_specialize_on_alignment)
+                for p in kernel.params
+            ]
+            for name, kernel in found.items()
+        }
+
+    ours = {}
+    for path in FOLDER.glob("rope*.py"):
+        module = importlib.import_module(f"kernels.{path.stem}")
+        ours |= {f"{path.stem}.{name}": kernel for name, kernel in parameters(module).items()}
+    theirs = parameters(loaded(file))
+    wide = 0
+    for name, found in ours.items():
+        module, _, kernel = name.partition(".")
+        assert found == theirs.get(f"{module}_{kernel}", theirs.get(kernel)), name
+        wide += sum(annotation_type in ("i64", "fp64") for _, _, annotation_type, *_ in found)
+    assert wide == 6 + 6 + 3
 
 
 def test_docstrings_and_comments_come_along(file: Path):
@@ -118,6 +161,52 @@ def test_the_judge_finds_nothing_at_the_strict_level(file: Path):
     assert not any(example.skipped for example in examples)
 
 
+def judged(path: Path, operation: str, examples: int) -> list[Event]:
+    """The events of a campaign at the strict level over a file, as an implementation of this operation."""
+    events: list[Event] = []
+    changes = {"max_findings": 1, "shrink_examples": 1, "grace": 1.0, "level": "strict"}
+    settings = PROFILES["quick"].with_changes(seed=11, max_examples=examples, max_time=600.0, **changes)
+    run_campaign(replace(find(str(path)), operation=operation).at("strict"), settings, None, events.append)
+    return events
+
+
+#: Methods of an exported file's ModelNew as implementations of the operations.
+METHODS = {"rope_qk": "scores", "rope_attention": "attention"}
+
+
+def with_method(file: Path, folder: Path, operation: str, text: str | None = None) -> Path:
+    """A file beside a copy of the exported one, whose ModelNew is a method of that one's."""
+    (folder / f"exported_{operation}.py").write_text(text or file.read_text())
+    path = folder / f"judged_{operation}.py"
+    path.write_text(f"import exported_{operation} as given\nModelNew = given.ModelNew().{METHODS[operation]}\n")
+    return path
+
+
+@pytest.mark.parametrize("operation", METHODS)
+def test_the_judge_finds_nothing_in_the_methods_at_the_strict_level(file: Path, tmp_path: Path, operation: str):
+    events = judged(with_method(file, tmp_path, operation), operation, 60)
+    examples = [event for event in events if isinstance(event, Example)]
+    assert len(examples) == 60
+    assert [event.finding.message for event in events if isinstance(event, Seen)] == []
+    assert not any(example.skipped for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("operation", "line", "wrong"),
+    [
+        ("rope_qk", "s = s * scale.to(WORK)", "s = s * 1.01"),
+        ("rope_qk", "dk2 = (dk2 * scale.to(SUM)).to(WORK)", "dk2 = dk2.to(WORK)"),
+        ("rope_attention", "total = total * alpha + tl.sum(p, 1)", "total = total + tl.sum(p, 1)"),
+        ("rope_attention", "delta = -dlse.to(GRAD)", "delta = dlse.to(GRAD)"),
+    ],
+)
+def test_the_judge_finds_mistakes_in_the_methods(file: Path, tmp_path: Path, operation: str, line: str, wrong: str):
+    text = file.read_text()
+    assert text.count(line) == 1
+    events = judged(with_method(file, tmp_path, operation, text.replace(line, wrong)), operation, 150)
+    assert {event.finding.kind for event in events if isinstance(event, Seen)} & {"mismatch", "gradient"}
+
+
 def test_the_judge_finds_a_mistake_in_such_a_file(file: Path, tmp_path: Path):
     text = file.read_text()
     line = "first = (c1.to(tl.float32) - s2.to(tl.float32)).to(OUT_DTYPE)"
@@ -164,17 +253,41 @@ def test_a_module_imported_by_name_leaves_its_name_as_a_prefix(monkeypatch: pyte
     assert "b_Y" in names
 
 
+def test_of_two_definitions_the_later_one_gets_its_modules_name_as_a_prefix(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    a = "from kernels.b import g\nNAME = 'a'\ndef f():\n    from kernels.c import h\n    return f'é{NAME}{h()}{g()}'\n"
+    b = "NAME = 'b'\ndef g():\n    return f'{NAME}'\n"
+    c = "NAME = 'c'\ndef g():\n    return NAME\ndef h():\n    return g()\n"
+    text = merged(monkeypatch, tmp_path, ModelNew=MODEL, a=a, b=b, c=c)
+    names: dict[str, object] = {}
+    exec(compile(text, "merged", "exec"), names)
+    assert names["f"]() == "éacb"  # type: ignore[operator]
+    assert (names["NAME"], names["a_NAME"], names["c_NAME"]) == ("b", "a", "c")
+
+
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ({"a": "from kernels.b import g\nf = g\n", "b": "g = f = 1\n"}, "a and b both define f"),
+        (
+            {"a": "from kernels.b import g\nf = g\n", "b": "g = f = 1\na_f = 2\n"},
+            "a and b both define a_f",
+        ),
+        (
+            {"a": "from kernels.b import g\ndef f():\n    h = g\nh = 1\n", "b": "g = h = 1\n"},
+            "h is also the name of something local",
+        ),
+        (
+            {"a": "from kernels.b import g\ndef f():\n    from kernels.c import g\n", "b": "g = 1\n", "c": "g = 1\n"},
+            "g of b and of c",
+        ),
         (
             {"a": "from kernels import b\ndef f(b):\n    return b.f\n", "b": "f = 1\n"},
             "b is also the name",
         ),
         ({"a": "from kernels import b as c\nf = c.g\n", "b": "g = 1\n"}, "under another name"),
     ],
-    ids=["two definitions", "a local name", "an alias"],
+    ids=["a name with a prefix that is there", "a local name", "two names in one", "a local module", "an alias"],
 )
 def test_what_cannot_be_merged_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, modules: dict[str, str], message: str

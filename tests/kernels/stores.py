@@ -1,0 +1,72 @@
+"""Which arguments of a kernel it stores through, read off Triton's IR and off the machine code of a GPU.
+
+Both follow an address back through everything that it is computed from, but not through what was loaded: they name
+more arguments than can be, never fewer.
+"""
+
+import re
+from collections import defaultdict
+
+import triton
+
+from fuzzrope.interpreter.dataflow import resolve, set_of_ops
+from fuzzrope.interpreter.ir import read
+
+OTHER_WRITES = re.compile(r"atomic|descriptor|async|inline|call|print|histogram")
+OTHER_WRITES_OF_PTX = re.compile(r"atom|red\.|cp\.(async\.bulk|reduce)|multimem|call|st\.(async|bulk)")
+REGISTER = re.compile(r"%[a-z]+\d+")
+
+
+def stored_through(text: str) -> list[str]:
+    """For each store in a kernel's IR the one argument that its address may come from; several are joined by +."""
+    module = read(text)
+    flow = resolve(module)
+    names = dict(zip(module.entry.ids, (name.lstrip("%") for name, _ in module.entry.args), strict=True))
+    found = []
+    for op in set_of_ops(module):
+        assert not OTHER_WRITES.search(op.name), op.name
+        if "store" not in op.name:
+            continue
+        assert op.name == "tt.store"
+        seen: set[int] = set()
+        pending = [op.ins[0]]
+        while pending:
+            value = pending.pop()
+            if value not in seen:
+                seen.add(value)
+                maker = flow.made_by.get(value)
+                pending += flow.comes_from.get(value, [])
+                if maker is not None and not maker.regions and maker.name != "tt.load":
+                    pending += maker.ins  # of numbers too: more than can be, not less
+        found.append("+".join(sorted(names[value] for value in seen & set(names) if names[value].endswith("_ptr"))))
+    return sorted(found)
+
+
+def written_through(ptx: str, kernel: triton.JITFunction) -> set[str]:
+    """The arguments that addresses of stores to global memory may come from, in the code of a compiled kernel."""
+    pointers = {int(i) for i in re.findall(r"\.ptr \.global \.align \d+ \w+_param_(\d+)", ptx)}
+    sources: dict[str, set[str]] = defaultdict(set)
+    stores: list[set[str]] = []
+    for line in ptx.splitlines():
+        opcode, *rest = re.sub(r"^\s*(@!?%p\d+\s+)?", "", line).split(maxsplit=1) or [""]
+        operands = rest[0] if rest else ""
+        assert not OTHER_WRITES_OF_PTX.match(opcode), line
+        if re.match(r"st\.(?!shared|local|param)", opcode):
+            stores.append(set(REGISTER.findall(operands.partition("]")[0])))
+        elif opcode.startswith("ld.param") or not opcode.startswith("ld."):
+            results, _, others = operands.partition("}" if operands.startswith("{") else ",")
+            for result in REGISTER.findall(results):
+                sources[result] |= {*REGISTER.findall(others), *re.findall(r"_param_\d+", others)}
+    arguments = [param.name for param in kernel.params if not param.is_constexpr]
+    found: set[str] = set()
+    for pending in stores:
+        seen: set[str] = set()
+        while pending:
+            register = pending.pop()
+            if register not in seen:
+                seen.add(register)
+                pending |= sources[register]
+        through = {i for i in pointers if f"_param_{i}" in seen}
+        assert through, "an address out of nothing"
+        found |= {arguments[i] if i < len(arguments) else f"argument {i}" for i in through}
+    return found

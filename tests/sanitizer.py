@@ -1,0 +1,190 @@
+"""Drawn cases of our kernels, in memory as small as they need it, and NVIDIA's compute-sanitizer over them.
+
+``python -m tests.on_gpu sanitizer`` runs it. Each tensor has an allocation of its own that ends with its last element,
+and only its elements are written: what lies between them is not initialized. PyTorch's caching allocator would hide
+overruns, so it is off in the processes that are watched. A kernel with a planted mistake shows first that each tool
+sees what it is there for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from fuzzrope.build import DTYPES, build, offsets
+from fuzzrope.case import Case, TensorSpec
+from fuzzrope.draw import Draw, search
+from fuzzrope.operations import OPERATIONS
+from kernels import rope, rope_attention, rope_qk
+
+TARGETS: dict[str, Callable[..., Any]] = {
+    "rope_options": rope,
+    "rope_qk": rope_qk,
+    "rope_attention": rope_attention,
+}
+TOOLS = ("memcheck", "racecheck", "initcheck")
+BLOCKS = (16, 64)
+LARGEST = 2**22  # elements of a storage
+FLOATS = ("float32", "float16", "float64", "bfloat16")
+#: Ways not to spend time on PyTorch's own kernels; the first with which the planted mistake is seen is taken.
+FILTERS = (("--kernel-regex-exclude", "kns=at6native"), ())
+SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)")
+RAN = re.compile(r"^ran (\d+) cases", re.MULTILINE)
+
+
+def drawn(operation: str, count: int) -> list[Case]:
+    """The first so many valid cases of moderate size that a search with a fixed seed draws, half of them backward."""
+    found: dict[str, Case] = {}
+    contract = OPERATIONS[operation]
+
+    def note(draw: Draw) -> bool:
+        pins: dict[str, Any] = {"floats": FLOATS, "gradients": True}
+        case = contract.draw(draw, pins | {"backward": True} if draw.flag() else pins, BLOCKS)
+        if contract.rejects(case) is None and all(spec.end <= LARGEST for _, spec in case.specs):
+            found.setdefault(case.id, case)
+        return False
+
+    for attempt in range(20):
+        if len(found) < count:
+            search(note, 2 * count, f"on a GPU {operation} {attempt}")
+    return list(found.values())[:count]
+
+
+def in_memory_of_its_own(values: torch.Tensor, spec: TensorSpec, device: str) -> torch.Tensor:
+    """The tensor of a spec in an allocation without room to spare, of which its elements alone are written."""
+    flat = torch.empty(spec.end, dtype=values.dtype, device=device)
+    if spec.numel:
+        flat[torch.from_numpy(offsets(spec)).to(device)] = values.reshape(-1).to(device)
+    return flat.as_strided(spec.shape, spec.strides, spec.offset if spec.numel else 0)
+
+
+def run(case: Case, device: str) -> bool:
+    """Run a case, its backward pass included; False if our kernel refuses it."""
+    built, specs = build(case), dict(case.tensors)
+    inputs = {name: in_memory_of_its_own(built.tensors[name], spec, device) for name, spec in specs.items()}
+    options = dict(case.options)
+    torch.set_float32_matmul_precision(options.pop("precision", "highest"))
+    if options.get("out_dtype") is not None:
+        options["out_dtype"] = DTYPES[options["out_dtype"]]
+    for name in case.backward.requires if case.backward is not None else ():
+        inputs[name].requires_grad_()
+    try:
+        outputs = TARGETS[case.operation](*inputs.values(), **options)
+    except (TypeError, ValueError):
+        return False
+    if case.backward is not None:
+        names = OPERATIONS[case.operation].results(dict(case.options))
+        found = dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+        pairs = [
+            (found[name], in_memory_of_its_own(built.cotangents[name], spec, device))
+            for name, spec in case.backward.cotangents
+            if found[name].requires_grad
+        ]
+        if pairs:
+            roots, given = zip(*pairs, strict=True)
+            leaves = [inputs[name] for name in case.backward.requires]
+            torch.autograd.grad(roots, leaves, given, allow_unused=True)
+    return True
+
+
+def run_cases(count: int, share: tuple[int, int], device: str) -> int:
+    """Run every so-and-so-many-th of ``count`` cases of each operation; how many were run."""
+    ran = 0
+    for operation in TARGETS:
+        for case in drawn(operation, count)[share[0] :: share[1]]:
+            ran += run(case, device)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return ran
+
+
+@triton.jit
+def planted_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    """Reads and writes one element past n; each sum goes through shared memory."""
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i <= n, other=0.0)
+    tl.store(out_ptr + i, x + tl.sum(x, 0), mask=i <= n)
+
+
+def run_planted() -> None:
+    """Launch the planted mistake: it leaves its tensors, and reads what nothing has written."""
+    x, out = (torch.empty(1000, device="cuda") for _ in range(2))
+    planted_kernel[(1,)](x, out, 1000, BLOCK=1024)
+    torch.cuda.synchronize()
+
+
+def errors_in(output: str) -> int | None:
+    """What the tool counted, all summaries added up; None if it printed none."""
+    counts = [int(count) for count in SUMMARY.findall(output)]
+    return sum(counts) if counts else None
+
+
+def ran_in(output: str) -> int:
+    """How many cases a process says that it has run."""
+    return sum(int(count) for count in RAN.findall(output))
+
+
+def _processes(commands: list[list[str]], environment: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """Exit code and output of each command, run side by side."""
+    started = [
+        subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for one in commands
+    ]
+    for process in started:
+        output, _ = process.communicate()
+        yield process.returncode, output
+
+
+def sanitize(count: int, processes: int) -> dict[str, Any]:
+    """Every tool over ``count`` cases of each operation; ``ok`` says whether all ran and nothing was found."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not os.path.exists(tool):
+        return {"ok": False, "why": "compute-sanitizer is not there"}
+    base = [sys.executable, "-m", "tests.on_gpu"]
+    shares = [[*base, "cases", str(count), "--share", f"{i}/{processes}"] for i in range(processes)]
+    plain = dict(os.environ)
+    watched = plain | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    first = list(_processes(shares, plain))  # compiles what the watched processes then find in Triton's cache
+    report: dict[str, Any] = {"cases": sum(ran_in(output) for _, output in first), "tools": {}}
+    report["ok"] = not any(code for code, _ in first)
+    if not report["ok"]:
+        report["why"] = [output[-2000:] for code, output in first if code]
+        return report
+    for name in TOOLS:
+        report["tools"][name] = found = _watch([tool, "--tool", name], base, shares, watched, name)
+        found["ok"] = found["errors"] == 0 and found["cases"] == report["cases"] and found["planted"] is not None
+        report["ok"] = report["ok"] and found["ok"]
+        print(f"  {name}: {found['cases']} cases, {found['errors']} errors", flush=True)
+    return report
+
+
+def _watch(
+    tool: list[str], base: list[str], shares: list[list[str]], environment: dict[str, str], name: str
+) -> dict[str, Any]:
+    """One tool over all shares, with the first filter under which it sees the planted mistake."""
+    chosen, planted, output = FILTERS[-1], None, ""
+    for filters in FILTERS:
+        ((_, output),) = _processes([[*tool, *filters, *base, "planted"]], environment)
+        # racecheck is for shared memory, where nothing is planted: that it runs and sums up is all that is asked
+        if errors_in(output) is not None and (errors_in(output) or name == "racecheck"):
+            chosen, planted = filters, errors_in(output)
+            break
+    if planted is None:
+        return {"planted": None, "errors": None, "cases": 0, "why": output[-2000:]}
+    results = list(_processes([[*tool, *chosen, *one] for one in shares], environment))
+    counted = [errors_in(one) for _, one in results]
+    errors = None if None in counted else sum(one for one in counted if one)
+    report = {"filter": " ".join(chosen), "planted": planted, "errors": errors}
+    report["cases"] = sum(ran_in(one) for _, one in results)
+    if errors != 0 or any(code for code, _ in results):
+        report["why"] = [one[:3000] + one[-1000:] for code, one in results if code or errors_in(one) != 0]
+    return report
