@@ -99,9 +99,7 @@ def cli() -> None:
 @click.option("--engine", type=click.Choice(ENGINES), default="ttir", show_default=True)
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes to share the work.")
 @click.option("--level", type=click.Choice(LEVELS), help="How strictly to judge; the target's own if not given.")
-@click.option(
-    "--gradients", type=click.Choice(["some", "all"]), help="How many cases to differentiate; some if not given."
-)
+@click.option("--gradients", type=click.Choice(["some", "all"]), help="Cases to differentiate; some if not given.")
 @click.option("--max-findings", type=click.IntRange(1), help="Stop after so many different findings.")
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True)
 @click.option("--shard", metavar="I/N", help="Do every N-th round, starting with the I-th.")
