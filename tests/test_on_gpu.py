@@ -85,7 +85,7 @@ def test_our_kernels_are_right_at_both_ends(launching, extent, capsys):
     assert "right" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("where", ["first output", "last output", "last gradient"])
+@pytest.mark.parametrize("where", ["first output", "last output", "last gradient", "a NaN"])
 @pytest.mark.parametrize("extent", SMALL.values(), ids=SMALL)
 def test_what_is_wrong_at_one_end_is_seen(launching, monkeypatch, extent, where, capsys):
     operation = on_gpu.OPERATIONS[extent.operation]
@@ -105,6 +105,8 @@ def test_what_is_wrong_at_one_end_is_seen(launching, monkeypatch, extent, where,
             g = g.clone()
             if where == "last gradient":
                 g[0, -1, -1] += 3
+            if where == "a NaN":
+                g[0, 0, 0, 0] = torch.nan
             return g
 
     def wrong(*tensors):

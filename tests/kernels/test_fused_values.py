@@ -11,6 +11,7 @@ from fuzzrope.campaign import run_campaign
 from fuzzrope.events import Minimized
 from fuzzrope.settings import Settings
 from fuzzrope.targets import find
+from kernels import ModelNew
 from kernels.launch import TL_DTYPES
 from tests.kernels.fused_calls import Call, drawn, tensors_of
 
@@ -141,3 +142,22 @@ def test_splits_are_none_for_many_programs_and_bounded_for_few():
     assert SOFTMAX.choose_splits(1, 3) == 1
     assert SOFTMAX.choose_splits(1, 10**6) == SOFTMAX.MOST_SPLITS
     assert all(SOFTMAX.choose_splits(p, t) >= 1 for p in range(1, 600, 7) for t in (0, 1, 5, 64, 4096))
+
+
+# The module
+
+
+def test_the_models_methods_are_the_functions_and_it_has_no_state(launching):
+    model = ModelNew()
+    assert not model.state_dict()
+    with pytest.raises(TypeError):
+        ModelNew(1)
+    scores, attention = (Call(name, group=2) for name in NAMES)
+    options = {"causal": True, "q_offset": 2, "scale": 0.3}
+    found = model.scores(*scores.inputs(), **options, out_dtype=torch.float64)
+    assert torch.equal(found, scores.ours(*scores.inputs(), **options, out_dtype=torch.float64))
+    options |= {"window": 3, "softcap": 2.0, "return_lse": True}
+    found = model.attention(*attention.inputs(), **options)
+    assert all(map(torch.equal, found, attention.ours(*attention.inputs(), **options)))
+    with pytest.raises(TypeError):
+        model.scores(*scores.inputs(), window=3)
