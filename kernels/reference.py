@@ -47,17 +47,54 @@ def rope_with_options(
     """
     rows = q.shape[2]
     cos, sin = cos[:rows, :], sin[:rows, :]
-    outputs = []
-    for x in (q.transpose(1, 2), k.transpose(1, 2)):
-        turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
-        if interleaved:
-            turned = torch.cat([turned[..., 0::2], turned[..., 1::2]], dim=-1)
-        rotated = rotate_halves(turned, cos[None, :, None, :], sin[None, :, None, :], rotary_dim // 2)
-        if interleaved:
-            rotated = rotated.unflatten(-1, (2, rotated.shape[-1] // 2)).transpose(-1, -2).flatten(-2)
-        whole = torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
-        outputs.append(whole.clone(memory_format=torch.contiguous_format).transpose(1, 2))
+    c, s = (table[None, :, None, :] for table in (cos, sin))
+    outputs = [_turned(x.transpose(1, 2), c, s, interleaved, rotary_dim) for x in (q, k)]
     return outputs[0], outputs[1], cos, sin
+
+
+def _place(table: torch.Tensor, positions: torch.Tensor | None, rows: int) -> torch.Tensor:
+    """What rows of q use of a table, as (1 or B, 1 or S, 1, W): NaN for a position that is no row of it."""
+    if positions is None:
+        return table[:, :rows, None]
+    inside = (positions >= 0) & (positions < table.shape[0])
+    if table.shape[0]:
+        chosen = table[positions.long().clamp(0, table.shape[0] - 1)]
+    else:
+        chosen = table.new_zeros((*positions.shape, table.shape[1]))
+    chosen = chosen.masked_fill(~inside[..., None], math.nan)
+    return (chosen if positions.dim() == 2 else chosen[None])[:, :, None]
+
+
+def rope_placed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    interleaved: bool,
+    rotary_dim: int,
+    positions: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`rope_with_options` at ``positions`` (S,) or (B, S) of tables (R, W), or without, by tables (1 or B, R, W).
+
+    Tables come back as views: whole with positions, otherwise cut to q's rows.
+    """
+    rows = q.shape[2]
+    c, s = (_place(table, positions, rows) for table in (cos, sin))
+    outputs = [_turned(x.transpose(1, 2), c, s, interleaved, rotary_dim) for x in (q, k)]
+    passed = [table[:] if positions is not None else table[:, :rows] for table in (cos, sin)]
+    return outputs[0], outputs[1], passed[0], passed[1]
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, rotary_dim: int) -> torch.Tensor:
+    """x (B, S, H, D) rotated by tables that broadcast to it, as (B, H, S, D)."""
+    turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+    if interleaved:
+        turned = torch.cat([turned[..., 0::2], turned[..., 1::2]], dim=-1)
+    rotated = rotate_halves(turned, cos, sin, rotary_dim // 2)
+    if interleaved:
+        rotated = rotated.unflatten(-1, (2, rotated.shape[-1] // 2)).transpose(-1, -2).flatten(-2)
+    whole = torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
+    return whole.clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def pull_back(

@@ -236,6 +236,7 @@ def rope(
     *,
     interleaved: bool = False,
     rotary_dim: int | None = None,
+    positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rotate query and key by position: ``x1*cos - x2*sin`` and ``x2*cos + x1*sin`` on the pairs of a head.
 
@@ -248,6 +249,11 @@ def rope(
         interleaved: pair column 2*i with 2*i + 1 (GPT-J) instead of i with D/2 + i (GPT-NeoX, LLaMA).
         rotary_dim: rotate only the first so many columns, an even number; tables then have rotary_dim/2 columns, and
             the other columns are copied. None rotates all.
+        positions: (S,) or (B, S), int32 or int64: row i of the sequence is turned by row positions[i], or
+            positions[b, i], of the tables. A position that a table lacks is not read: that row comes out NaN. Without
+            positions, tables may be those of each batch, (B, R, D/2) or (1, R, D/2). In both cases q and k have S rows
+            each, outputs are laid out as under options, B is 1 or the batch of both q and k, and the tables come back
+            as views, whole with positions, otherwise as cos[:, :S] and sin[:, :S].
 
     Returns:
         q and k rotated, in fresh memory with the shape, promoted dtype and strides of
@@ -257,13 +263,17 @@ def rope(
     Raises:
         TypeError: an argument is no strided tensor of the four dtypes, or an option of another type.
         ValueError: wrong rank, odd or different head_dim, mixed devices, shapes that do not broadcast, a rotary_dim
-            that is odd or not from 2 to D.
+            that is odd or not from 2 to D, positions of another shape or with tables of three dimensions.
 
     On a GPU, or under Triton's interpreter, this is one kernel launch (columns that
     are not rotated are copied by PyTorch); on other devices it is the eager twin.
     Gradients are :mod:`kernels.rope_backward`'s. What traces instead of running (``torch.compile``,
     ``torch.export``, fake tensors, ``torch.func``) meets one operator, :mod:`kernels.operators`.
     """
+    if positions is not None or (isinstance(cos, torch.Tensor) and cos.dim() == 3):
+        from kernels.placed import rope_placed
+
+        return rope_placed(q, k, cos, sin, interleaved, rotary_dim, positions)
     if torch.compiler.is_compiling() or not is_plain(q, k, cos, sin):
         from kernels.operators import traced
 

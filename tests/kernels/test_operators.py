@@ -29,7 +29,7 @@ DTYPES = tuple(TL_DTYPES)
 
 
 def believe(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
-    for name in ("kernels.rope", "kernels.operators"):
+    for name in ("kernels.rope", "kernels.placed", "kernels.operators"):
         monkeypatch.setattr(importlib.import_module(name), "can_launch", lambda device: answer)
 
 
