@@ -122,7 +122,9 @@ class _Campaign:
             every = self.operation.backward_strata() + every  # few, and what they alone can show comes first
         reasons: dict[str, str] = {}
         for stratum in every:
-            reason = cannot_run(self.settings.device, self.settings.engine, dict(stratum.pins).get("dtypes", ()))
+            pins = dict(stratum.pins)
+            dtypes, rows = pins.get("dtypes", ()), pins.get("rows", 0)
+            reason = cannot_run(self.settings.device, self.settings.engine, dtypes, rows)
             if reason:
                 reasons[stratum.name] = reason
         self.strata = tuple(stratum for stratum in every if stratum.name not in reasons)

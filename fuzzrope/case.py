@@ -24,7 +24,8 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int32", "int64")
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
 
-RECIPES = ("normal", "wide", "tiny", "subnormal", "zeros", "infs", "nans", "powers", "constant", "listed")
+_SEEDED = ("normal", "wide", "tiny", "subnormal", "zeros", "infs", "nans", "powers", "cosines", "sines")
+RECIPES = (*_SEEDED, "constant", "listed")
 DEVICES = ("cuda", "cpu")
 
 MAX_DIMS = 8

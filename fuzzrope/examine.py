@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from fuzzrope.case import Case, Values
 from fuzzrope.findings import Finding, finding
+from fuzzrope.geometry import longest
 from fuzzrope.judge import Verdict, judge
 from fuzzrope.judge.relations import as_found, differing
 from fuzzrope.operations import OPERATIONS
@@ -92,7 +93,8 @@ def examine(
 
     ``seconds`` is its own deadline; ``times`` says how often it is run ``again``.
     """
-    reason = cannot_run(settings.device, settings.engine, (spec.dtype for _, spec in case.tensors))
+    dtypes = (spec.dtype for _, spec in case.tensors)
+    reason = cannot_run(settings.device, settings.engine, dtypes, longest(case))
     if reason:
         return Verdict(skipped=reason)
     outcome = runner.run(case, seconds)

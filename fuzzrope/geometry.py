@@ -11,11 +11,16 @@ import math
 from functools import lru_cache
 
 from fuzzrope.build import distinct, offsets
-from fuzzrope.case import ITEMSIZE, TensorSpec
+from fuzzrope.case import ITEMSIZE, Case, TensorSpec
 from fuzzrope.draw import Draw
 
 FAR = 2**30  # a stride, in elements, that takes a third batch beyond 32-bit offsets
 ALIGNMENT = 16  # bytes that a vectorized access wants
+
+
+def longest(case: Case) -> int:
+    """The largest extent of any of its tensors."""
+    return max((size for _, spec in case.tensors for size in spec.shape), default=0)
 
 
 @lru_cache

@@ -104,6 +104,26 @@ _RECIPES: dict[str, Callable[[Array, Array, Floats], Array]] = {
 }
 
 
+def _turned(kind: str, columns: int, count: int) -> Array:
+    """Tables (positions, ``columns``) as models have them: cos or sin of position times inverse frequency.
+
+    Frequencies fall from 1 to 2^-13, halving in equal steps of the columns and linearly in between. Sums, products and
+    a polynomial of angles up to pi/4 stand for a library's functions, whose last bits differ between machines.
+    """
+    position, column = np.divmod(np.arange(count), max(columns, 1))
+    halvings = 13.0 * column / max(columns, 1)
+    whole = np.floor(halvings)
+    turns = position * np.ldexp(1.0 - (halvings - whole) / 2, -whole.astype(np.int32)) * 0.15915494309189535
+    quarters = np.rint(4 * (turns - np.rint(turns)))
+    angle = (turns - np.rint(turns) - quarters / 4) * 6.283185307179586
+    square, even, odd = angle * angle, np.ones(count), np.ones(count)
+    for n in range(14, 0, -2):  # Taylor's polynomials, from the inside
+        even, odd = 1.0 - square * even / (n * (n - 1)), 1.0 - square * odd / (n * (n + 1))
+    cos, sin = even, odd * angle
+    which = quarters.astype(np.int64) + (kind == "cosines")  # cos(a) is sin(a + pi/2)
+    return np.choose(which % 4, (sin, cos, -sin, -cos)) + 0.0  # no negative zeros
+
+
 _ONE_WORD = ("normal", "zeros")  # what looks at one word an element, not at ``more``
 
 
@@ -113,6 +133,8 @@ def expand(values: Values, dtype: torch.dtype, count: int) -> torch.Tensor:
         numbers = np.array(values.data, dtype=np.float64)
     elif values.kind == "constant":
         numbers = np.full(count, values.data[0], dtype=np.float64)
+    elif values.kind in ("cosines", "sines"):
+        numbers = _turned(values.kind, values.seed, count)
     else:
         raw = np.random.Philox(key=values.seed).random_raw(count if values.kind in _ONE_WORD else 2 * count)
         floats = limits(dtype if dtype.is_floating_point else torch.float32)

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fuzzrope.draw import search
 from fuzzrope.findings import KINDS
+from fuzzrope.judge import judge
+from fuzzrope.operations import OPERATIONS
 from fuzzrope.report.summary import EXIT_FINDINGS, EXIT_NOTHING
+from fuzzrope.run import Runner
+from fuzzrope.targets import find
 from tests.gauntlet.judging import FILES, judged
 from tests.gauntlet.kinds import FAIR, STRICT
 
@@ -37,12 +42,28 @@ def test_a_file_stands_alone_and_says_in_one_line_what_it_is(name):
     assert "ModelNew" in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
-@pytest.mark.parametrize("name", ["table_rows_unmasked", "in_place_on_q", "patches_events_only", "falls_back"])
+CAUGHT = ["table_rows_unmasked", "in_place_on_q", "patches_events_only", "falls_back"]
+CAUGHT += ["masked_rows_leak"]
+
+
+@pytest.mark.parametrize("name", CAUGHT)
 def test_a_bad_file_gets_a_fair_verdict(name):
     one = judged(name, seed=5, examples=300)
     assert one.exit_code == EXIT_FINDINGS
     assert set(one.kinds) & FAIR[name]
     assert one.fair
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("sequence_on_y", {"launch"}), ("persistent", set())])
+def test_a_long_sequence_tells_a_grid_that_hardware_refuses_from_one_it_takes(name, kinds):
+    (long,) = (stratum for stratum in OPERATIONS["rope"].strata(()) if stratum.group == "long sequence")
+    target, cases = find(str(FILES[name])), []
+    search(lambda draw: bool(cases.append(OPERATIONS["rope"].draw(draw, dict(long.pins), ()))), 2, "long")
+    assert len(cases) == 1  # nothing is left to be drawn, so a campaign pays for it once
+    with Runner(target) as runner:
+        verdict = judge(cases[0], runner.run(cases[0]), target)
+    assert not verdict.skipped
+    assert {found.kind for found in verdict.findings} == kinds
 
 
 @pytest.mark.parametrize("name", ["fused_qk", "cached_tables"])

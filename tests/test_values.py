@@ -107,6 +107,13 @@ def test_another_seed_gives_other_numbers(kind):
             5,
             ["-0x1.0000000000000p-4", "0x1.0000000000000p+2", "-0x1.0000000000000p-4", "0x1.0000000000000p+0"],
         ),
+        (
+            "cosines",
+            torch.float64,
+            2,
+            ["0x1.0000000000000p+0", "0x1.0000000000000p+0", "0x1.14a280fb5068bp-1", "0x1.fff70006bffe0p-1"],
+        ),
+        ("sines", torch.bfloat16, 2, ["0x0.0p+0", "0x0.0p+0", "0x1.ae00000000000p-1", "0x1.8000000000000p-7"]),
         ("infs", torch.float32, 4, ["inf", "0x1.e330240000000p-2", "-inf", "-0x1.30a1960000000p+0"]),
         ("nans", torch.float64, 6, ["-0x1.50388867a2472p+0", "nan", "-0x1.ec09a9b5c1bf3p-2", "0x1.5b38d8f21e549p-3"]),
     ],
@@ -174,6 +181,16 @@ def test_powers_are_powers_of_two_near_one_of_both_signs(dtype):
     x = numbers(drawn("powers", dtype))
     assert set(np.abs(x)) == {2.0**n for n in range(-4, 5)}
     assert {-1.0, 1.0} <= set(x)
+
+
+@pytest.mark.parametrize(("kind", "function"), [("cosines", math.cos), ("sines", math.sin)])
+@pytest.mark.parametrize("columns", [1, 2, 13, 64])
+def test_tables_of_angles_are_of_positions_times_falling_frequencies(kind, function, columns):
+    x = numbers(drawn(kind, torch.float64, columns, 300 * columns)).reshape(300, columns)
+    frequencies = np.interp(13 * np.arange(columns) / columns, range(14), [2.0**-n for n in range(14)])
+    for position in (0, 1, 2, 299):
+        expected = [function(position * f) for f in frequencies]
+        assert np.abs(x[position] - expected).max() < 1e-13
 
 
 @every_dtype

@@ -13,9 +13,20 @@ from typing import Any
 from fuzzrope.case import FLOATS, Case, TensorSpec, Values
 from fuzzrope.draw import Draw
 from fuzzrope.geometry import arrange, dense, layouts, least_sizes
-from fuzzrope.operations.rope_strata import DRAWN_VALUES, HEADS, NAMES, RELATIONS, TABLES, edges, invalid_kind, usable
+from fuzzrope.operations.rope_strata import (
+    ANGLES,
+    DRAWN_VALUES,
+    HEADS,
+    NAMES,
+    RELATIONS,
+    TABLES,
+    edges,
+    invalid_kind,
+    usable,
+)
 
 MAX_ROWS = 192  # of q and of k, where nothing is pinned: engines may run one program a row
+RECIPE_OF = {"cos": "cosines", "sin": "sines"}
 MAX_FAR_BATCH = 4  # more batches so far apart would exceed the address space a child may map
 
 
@@ -50,12 +61,15 @@ class _Plan:
 
 def draw_case(draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
     """Draw a case; ``pins`` fixes choices by name, and ``pins["floats"]`` the dtypes to draw from."""
+    if "rows" in pins:
+        return _plain(1, 1, pins["rows"], 2)
     plan = _Plan(draw, pins)
     sizes = _draw_sizes(plan, usable(blocks))
     relation = plan.choose("relation", RELATIONS)
     relation = "separate" if _needs_own_memory(pins) else relation
     shapes = _draw_shapes(plan, sizes, relation)
     dtypes = _draw_dtypes(plan, relation)
+    turned = not {"values.cos", "values.sin"} & set(pins) and plan.choose("angles", ANGLES) == "by position"
     specs: dict[str, TensorSpec] = {}
     for name in NAMES:
         layout = plan.choose(f"layout.{name}", layouts(len(shapes[name])))
@@ -67,7 +81,7 @@ def draw_case(draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> C
             strides=arrange(draw, shapes[name], layout),
             offset=plan.choose(f"offset.{name}", (0, 1, 2, 3, 8)),
             storage=name,
-            values=_draw_values(plan, name),
+            values=_angles(name, shapes[name]) if turned and name in RECIPE_OF else _draw_values(plan, name),
         )
     if relation == "packed":
         specs["q"], specs["k"] = _packed(specs["q"], specs["k"])
@@ -144,6 +158,8 @@ def _least(pins: Mapping[str, Any]) -> dict[str, int]:
             least = {key: max(size, 2 if key == "D" else 1) for key, size in least.items()}
         if {f"offset.{name}", f"values.{name}"} & set(pins):
             least = {key: max(size, 2 if key == "D" else 1) for key, size in least.items()}
+    if "angles" in pins:
+        least = {"B": 1, "Hq": 1, "S": 1, "D": 2}
     if pins.get("relation") in RELATIONS[1:] or "tables" in pins or "heads" in pins or "invalid" in pins:
         least = {"B": 1, "Hq": 2, "S": 3, "D": 4}
     if "head_dim" in pins:
@@ -194,6 +210,11 @@ def _draw_values(plan: _Plan, name: str) -> Values:
     if kind == "constant":
         return Values("constant", 0, (float(plan.draw.choice((1.0, 0.0, -1.0, -0.0, 2.5, 0.1))),))
     return Values(kind, plan.draw.integer(0, 2**16))
+
+
+def _angles(name: str, shape: tuple[int, ...]) -> Values:
+    """A table of cosines or sines; the seed of such a recipe is its number of columns."""
+    return Values(RECIPE_OF[name], shape[1])
 
 
 def _packed(q: TensorSpec, k: TensorSpec) -> tuple[TensorSpec, TensorSpec]:

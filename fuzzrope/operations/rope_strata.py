@@ -20,6 +20,8 @@ SIZES = ("B", "Hq", "Hk", "S", "D")
 MAX_HEAD_DIM = 256
 MAX_BLOCK = 128  # edges of larger blocks would need more rows than a CPU engine runs in seconds
 DRAWN_VALUES = ("normal", "wide", "tiny", "subnormal", "zeros", "infs", "nans", "powers", "constant")
+ANGLES = ("any", "any", "any", "by position")  # of tables; the last are cosines and sines as models have them
+LONG_ROWS = 2**16  # one more than hardware launches along a grid's second axis
 RELATIONS = ("separate", "packed", "same tensor")
 HEADS = ("equal", "fewer for k", "more for k", "other batch")
 TABLES = (
@@ -68,6 +70,8 @@ def strata(blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
     """Every stratum of ``rope`` for these block sizes."""
     blocks = usable(blocks)
     found = [_stratum("dtype mix", " ".join(mix), dtypes=mix) for mix in itertools.product(FLOATS, repeat=4)]
+    # Always one case, and a forward pass: it costs as much as some twenty others.
+    found += [_stratum("long sequence", f"{LONG_ROWS} rows", rows=LONG_ROWS, gradients="")]
     for name in SIZES:
         found += [_stratum(f"size of {name}", n, **{name: n}) for n in ((0, 2) if name == "D" else (0, 1, 2))]
         if name == "D":
@@ -85,6 +89,7 @@ def strata(blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
         found += [_stratum(f"layout of {name}", layout, **{f"layout.{name}": layout}) for layout in layouts(rank)]
         found += [_stratum("misaligned", name, **{f"offset.{name}": 1})]
         found += [_stratum(f"values of {name}", v, **{f"values.{name}": v}) for v in DRAWN_VALUES]
+    found += [_stratum("tables of angles", "by position", angles="by position")]
     found += [_stratum("memory of q and k", relation, relation=relation) for relation in RELATIONS]
     found += [_stratum("heads", heads, heads=heads) for heads in HEADS]
     found += [_stratum("tables", tables, tables=tables) for tables in TABLES]
@@ -117,6 +122,10 @@ def classify(case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
             found.add(f"misaligned: {name}")
         if spec.numel:
             found.add(f"values of {name}: {spec.values.kind}")
+    if cos.numel and sin.numel and (cos.values.kind, sin.values.kind) == ("cosines", "sines"):
+        found.add("tables of angles: by position")
+    if batch and heads and width and seq >= LONG_ROWS:
+        found.add(f"long sequence: {LONG_ROWS} rows")
     if q == k:
         found.add("memory of q and k: same tensor")
     else:

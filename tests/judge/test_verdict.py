@@ -146,6 +146,15 @@ def test_what_the_engine_cannot_run_is_skipped_and_no_finding():
     assert not verdict.findings
 
 
+def test_a_deadline_binds_where_a_correct_kernel_can_meet_it_row_by_row_and_not_at_65536_rows():
+    late = Outcome("timeout", "no answer within 10 s")
+    verdict = judge(rope_case(seq=2**16), late, TARGET)
+    assert not verdict.findings
+    assert verdict.skipped == "65,536 rows: no answer within 10 s"
+    assert buckets(late, case=rope_case(seq=2**14)) == {"timeout"}
+    assert "crash:SIGSEGV" in buckets(Outcome("died", "SIGSEGV"), case=rope_case(seq=2**16))
+
+
 def test_errors_are_measured_per_output_dtype():
     errors = judge(CASE, right(), TARGET).errors
     assert set(errors) == {"float32"}
