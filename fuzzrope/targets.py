@@ -70,6 +70,11 @@ def _specimen(name: str, summary: str, operation: str = "rope", gradients: bool 
     return Target(f"specimen:{name}", entry, operation, kernel=kernel, gradients=gradients, summary=summary)
 
 
+def _placed(name: str, summary: str) -> Target:
+    entry = f"fuzzrope.specimens.placed:{name.replace('-', '_')}"
+    return Target(f"specimen:placed-{name}", entry, "rope_placed", summary=summary)
+
+
 def _variant(
     name: str, entry: str, summary: str, operation: str = "rope", kernel: bool = True, gradients: bool = False
 ) -> Target:
@@ -97,6 +102,14 @@ REGISTERED: tuple[Target, ...] = (
         exact=True,
         gradients=True,
         summary="its function, with interleaved and rotary_dim",
+    ),
+    Target(
+        "kernels.rope_placed",
+        "fuzzrope.specimens.placed:ours",
+        operation="rope_placed",
+        level="strict",
+        exact=True,
+        summary="its function, with positions",
     ),
     Target(
         "kernels.reference",
@@ -132,6 +145,10 @@ REGISTERED: tuple[Target, ...] = (
     _specimen("table-scribbler", "changes cos after using it"),
     _specimen("extra-heads", "leaves heads of k beyond q's unrotated"),
     _specimen("narrow-index", "multiplies batch and stride in 32 bits"),
+    _placed("first-batch", "every batch has the positions of the first"),
+    _placed("clamped", "a position beyond a table takes its last row"),
+    _placed("dense", "positions are read as if they were contiguous"),
+    _placed("below", "a position below 0 takes row 0"),
     _specimen("gradient-sign", "the gradient's rotation turns on instead of back", gradients=True),
     _specimen("gradient-first-batch", "sums the gradients of the tables over the first batch alone", gradients=True),
     _specimen("gradient-query-only", "leaves k out of the gradients of the tables", gradients=True),
