@@ -53,7 +53,8 @@ def serve(sock: socket.socket, entry: str, device: str, engine: str, limits: dic
         wire.send(sock, *runner.load())
         while True:
             header, (case, *numbers) = wire.receive(sock)
-            wire.send(sock, *runner.run(pickle.loads(case), numbers, header["same_memory"], header["idle"]))
+            reply, blobs = runner.run(pickle.loads(case), numbers, header["same_memory"], header["idle"])
+            wire.send(sock, {**reply, "turn": header["turn"]}, blobs)
 
 
 class _Runner:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import resource
+import secrets
 import signal
 import socket
 import subprocess
@@ -253,16 +254,19 @@ class Runner:
     def _exchange(self, case: Case | None, seconds: float, same_memory: bool = False, idle: bool = False) -> Outcome:
         assert self._child is not None
         pid, sock, folder = self._child
+        turn = 0 if case is None else secrets.randbits(62)  # an answer that came of another question has another
         started = time.monotonic()
         try:
             if case is not None:
                 blobs = [pickle.dumps(case), *contents(case)]
-                wire.send(sock, {"same_memory": same_memory, "idle": idle}, blobs, seconds=seconds)
+                wire.send(sock, {"same_memory": same_memory, "idle": idle, "turn": turn}, blobs, seconds=seconds)
             before = _worked(pid)
             header, blobs = wire.receive(
                 sock, started + seconds, lambda: self._watch(pid, folder), lambda: _owed(pid, before, started, seconds)
             )
             self._watch_files(folder)
+            if header.get("turn", 0) != turn:
+                raise ReplyError("it answers nothing that was asked")
             outcome = _left(from_reply(header, blobs), pid, sock)
         except wire.LateError:
             self.discard()

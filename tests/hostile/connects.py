@@ -1,4 +1,4 @@
-"""Opens a connection to this machine's port 9 on sequences of two; refused or unreachable, it says which."""
+"""Opens a connection to this machine's port 9 on sequences of two; nobody listens there."""
 
 import socket
 

@@ -123,17 +123,20 @@ def test_a_thread_that_stays_is_named_with_its_line():
 
 
 confined = pytest.mark.parametrize(
-    ("name", "error"), [("writes", "PermissionError"), ("connects", "OSError")] if confine.landlock_version() else []
+    ("name", "errors"),
+    [("writes", {"PermissionError"}), ("connects", {"PermissionError", "OSError"})]
+    if confine.landlock_version()
+    else [],
 )
 
 
 @confined
-def test_what_is_outside_its_own_folder_is_out_of_reach(name, error):
+def test_what_is_outside_its_own_folder_is_out_of_reach(name, errors):
     target, before = hostile(name), sorted(Path(hostile(name).entry).parent.iterdir())
     with Runner(target) as runner:
         outcome = runner.run(PROVOKES)
         assert outcome.raised is not None
-        assert outcome.raised.type == error
+        assert outcome.raised.type in errors
         assert {f.kind for f in judge(PROVOKES, outcome, target).findings} == {"exception"}
         assert not judge(HARMLESS, runner.run(HARMLESS), target).findings
     assert sorted(Path(target.entry).parent.iterdir()) == before
