@@ -20,17 +20,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton
 
 from fuzzrope.build import DTYPES, Built, build, rebuild, same_form
 from fuzzrope.case import Case
 from fuzzrope.operations import OPERATIONS
-from fuzzrope.run import cuda, driver, homes, wire
+from fuzzrope.run import confine, cuda, driver, homes, wire
 from fuzzrope.run.differentiate import differentiate, require
 from fuzzrope.run.engines import Engine, Unsupported, make_engine
 from fuzzrope.run.facade import CudaFacade
 from fuzzrope.run.loading import load
 from fuzzrope.run.pretend import pretend_cuda
-from fuzzrope.run.tamper import Seal
+from fuzzrope.run.tamper import Seal, threads_left
 
 PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision; the first is torch's default
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator")
@@ -52,7 +53,8 @@ def serve(sock: socket.socket, entry: str, device: str, engine: str, limits: dic
         wire.send(sock, *runner.load())
         while True:
             header, (case, *numbers) = wire.receive(sock)
-            wire.send(sock, *runner.run(pickle.loads(case), numbers, header["same_memory"], header["idle"]))
+            reply, blobs = runner.run(pickle.loads(case), numbers, header["same_memory"], header["idle"])
+            wire.send(sock, {**reply, "turn": header["turn"]}, blobs)
 
 
 class _Runner:
@@ -193,6 +195,8 @@ class _Runner:
                 reply |= _unsupported(f"other processes hold the GPU's memory: {error}")
         reply["seconds"] = time.perf_counter() - started
         reply["tampered"] = self.seal.broken()
+        if reply["status"] == "returned" and (left := threads_left()):
+            reply |= {"status": "tampered", "detail": f"it left a thread running: {left}"}
         blobs: list[bytes] = []
         reply |= self._watched()
         try:
@@ -308,9 +312,11 @@ def _where(error: BaseException) -> str:
     return place
 
 
-def main(sock: socket.socket, entry: str, device: str, engine: str, limits: dict[str, int]) -> None:
+def main(sock: socket.socket, entry: str, device: str, engine: str, limits: dict[str, int], folder: str) -> None:
     """Entry point after the fork; never returns."""
     try:
+        if device == "cpu":  # what a GPU's driver has to write to and to talk to is not known here
+            confine.withdraw(folder, str(triton.knobs.cache.dir))
         limit_resources(limits)
         torch.set_num_threads(1)
         serve(sock, entry, device, engine, limits)

@@ -6,21 +6,23 @@ import contextlib
 import os
 import pickle
 import resource
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from fuzzrope.build import contents
 from fuzzrope.case import Case
 from fuzzrope.outcome import Outcome, ReplyError, from_reply
-from fuzzrope.run import wire
+from fuzzrope.run import processes, wire
 from fuzzrope.targets import Target
 
 START_SECONDS = 120.0
@@ -28,6 +30,8 @@ LOAD_SECONDS = 60.0
 AWAKE = 0.1  # share of the time that a child works which waits for the processor, and not for something else
 MOST_DEADLINES = 6  # that pass before a child which never gets the processor is given up
 COMPILING = 4  # deadlines that a case of the strict level has: its kernels are compiled to the end
+
+ENDING = 0.1  # seconds that a process which was told to end may take to
 
 #: Environment that a child may see; the rest, tokens included, stays with the parent.
 KEPT: tuple[str, ...] = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_HOME")
@@ -48,6 +52,7 @@ class Limits:
         values: bytes that the values of the programs which the engine runs at once may take.
         address_space: bytes of memory asked for; large, because inputs are mapped lazily.
         file_size: bytes of any one file written.
+        temporary: bytes of all files in its temporary directory.
     """
 
     seconds: float = 10.0
@@ -55,20 +60,17 @@ class Limits:
     values: int = 2**30
     address_space: int = 128 * 2**30
     file_size: int = 2**30
+    temporary: int = 2**30
 
 
 class _TooLargeError(Exception):
-    """The child's resident memory passed the limit."""
+    """The child took more memory or disk than its limit; the message says which."""
 
 
 def _worked(pid: int) -> float:
     """Seconds of processor time of a process and of what it has waited for; 0 of one that is gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    fields = processes.stat(pid)
+    return 0.0 if fields is None else sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _owed(pid: int, before: float, started: float, seconds: float) -> float:
@@ -78,6 +80,23 @@ def _owed(pid: int, before: float, started: float, seconds: float) -> float:
     """
     passed, worked = time.monotonic() - started, _worked(pid) - before
     return 0.0 if worked < passed * AWAKE or passed > MOST_DEADLINES * seconds else max(seconds - worked, 0.0)
+
+
+def _left(outcome: Outcome, pid: int, sock: socket.socket) -> Outcome:
+    """The outcome, or that the child has more to say than one answer, or leaves processes running."""
+    if wire.is_waiting(sock):
+        return Outcome("tampered", "it sent more than one reply")
+    if any(processes.below(pid)):
+        time.sleep(ENDING)
+        if any(processes.below(pid)):
+            return Outcome("tampered", "it left a process running")
+    return outcome
+
+
+class _Child(NamedTuple):
+    pid: int
+    sock: socket.socket
+    folder: str  # its temporary directory
 
 
 class Runner:
@@ -93,8 +112,9 @@ class Runner:
         self.deadline = self.limits.seconds * (COMPILING if target.level == "strict" and device == "cpu" else 1)
         self._zygote: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._child: tuple[int, socket.socket] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._child: _Child | None = None
+        self._folder: str | None = None
+        self._mark = uuid.uuid4().hex
         self.restarts = 0
 
     def __enter__(self) -> Runner:
@@ -105,19 +125,20 @@ class Runner:
         self.close()
 
     def _start(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fuzzrope-")
+        self._folder = tempfile.mkdtemp(prefix="fuzzrope-")
         ours, theirs = socket.socketpair()
         environment = {key: os.environ[key] for key in KEPT if key in os.environ}
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-        environment |= {"TMPDIR": self._folder.name, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        environment |= {"TMPDIR": self._folder, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        environment |= {"PYTHONDONTWRITEBYTECODE": "1", processes.MARK: self._mark}
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its pool of processes would outlive an answer
         if self.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
             if self.engine == "interpret":
                 environment["TRITON_INTERPRET"] = "1"
         # A target may print without end: its output goes nowhere, ours to a file that is read on failure.
-        with Path(self._folder.name, "zygote.log").open("wb") as log:
+        with Path(self._folder, "zygote.log").open("wb") as log:
             self._zygote = subprocess.Popen(
                 [sys.executable, "-m", "fuzzrope.run.zygote", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -132,17 +153,14 @@ class Runner:
         try:
             wire.receive(ours, time.monotonic() + START_SECONDS)
         except (wire.ClosedError, wire.LateError, wire.WireError) as error:
-            text = Path(self._folder.name, "zygote.log").read_text(errors="replace").strip()[-2000:]
+            text = Path(self._folder, "zygote.log").read_text(errors="replace").strip()[-2000:]
             self.close()
             raise RunnerError(f"the child process could not be started: {text or type(error).__name__}") from error
 
     def close(self) -> None:
         """End every process of this runner."""
-        if self._child is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child[0], signal.SIGKILL)
-            self._child[1].close()
-            self._child = None
+        with contextlib.suppress(RunnerError, wire.ClosedError, wire.LateError, wire.WireError):
+            self.discard()
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -150,8 +168,9 @@ class Runner:
             self._zygote.kill()
             self._zygote.wait()
             self._zygote = None
+            processes.end(lambda: processes.marked(self._mark))
         if self._folder is not None:
-            self._folder.cleanup()
+            processes.remove(self._folder)
             self._folder = None
 
     def _ask(self, message: dict[str, Any]) -> socket.socket:
@@ -162,7 +181,7 @@ class Runner:
             raise RunnerError("the zygote process is gone") from error
         return self._control
 
-    def _spawn(self) -> tuple[int, socket.socket]:
+    def _spawn(self) -> _Child:
         limits = {
             "address_space": self._address_space(),
             "file_size": self.limits.file_size,
@@ -170,14 +189,17 @@ class Runner:
             "strict": self.target.level == "strict",
         }
         entry = os.path.abspath(self.target.entry) if self.target.is_file else self.target.entry
+        assert self._folder is not None
+        folder = tempfile.mkdtemp(dir=self._folder)
         message = {"do": "spawn", "entry": entry, "device": self.device, "engine": self.engine, "limits": limits}
+        message["folder"] = folder
         control = self._ask(message)
         control.settimeout(START_SECONDS)
         data, descriptors, _, _ = socket.recv_fds(control, 100, 1)
         if not descriptors:
             raise RunnerError("the zygote process is gone")
         self.restarts += 1
-        return int(data), socket.socket(fileno=descriptors[0])
+        return _Child(int(data), socket.socket(fileno=descriptors[0]), folder)
 
     def _address_space(self) -> int:
         if self.device != "cpu":
@@ -189,10 +211,11 @@ class Runner:
         """End the child: its wait status, and whether it was alive and had to be killed."""
         if self._child is None:
             return None, False
-        pid, sock = self._child
+        pid, sock, folder = self._child
         self._child = None
         sock.close()
         reply, _ = wire.receive(self._ask({"do": "reap", "pid": pid}), time.monotonic() + START_SECONDS)
+        processes.remove(folder)
         return int(reply["status"]), bool(reply["killed"])
 
     def run_alone(self, case: Case, idle: bool = False) -> Outcome:
@@ -204,7 +227,7 @@ class Runner:
             self.discard()
             self._child, self.restarts = used, restarts
         elif used is not None:  # it went with the zygote that forked it
-            used[1].close()
+            used.sock.close()
         return outcome
 
     def run(self, case: Case, seconds: float | None = None, same_memory: bool = False, idle: bool = False) -> Outcome:
@@ -230,23 +253,27 @@ class Runner:
 
     def _exchange(self, case: Case | None, seconds: float, same_memory: bool = False, idle: bool = False) -> Outcome:
         assert self._child is not None
-        pid, sock = self._child
+        pid, sock, folder = self._child
+        turn = 0 if case is None else secrets.randbits(62)  # an answer that came of another question has another
         started = time.monotonic()
         try:
             if case is not None:
                 blobs = [pickle.dumps(case), *contents(case)]
-                wire.send(sock, {"same_memory": same_memory, "idle": idle}, blobs, seconds=seconds)
+                wire.send(sock, {"same_memory": same_memory, "idle": idle, "turn": turn}, blobs, seconds=seconds)
             before = _worked(pid)
             header, blobs = wire.receive(
-                sock, started + seconds, lambda: self._watch(pid), lambda: _owed(pid, before, started, seconds)
+                sock, started + seconds, lambda: self._watch(pid, folder), lambda: _owed(pid, before, started, seconds)
             )
-            outcome = from_reply(header, blobs)
+            self._watch_files(folder)
+            if header.get("turn", 0) != turn:
+                raise ReplyError("it answers nothing that was asked")
+            outcome = _left(from_reply(header, blobs), pid, sock)
         except wire.LateError:
             self.discard()
             return Outcome("timeout", f"no answer within {seconds:g} s", seconds=time.monotonic() - started)
-        except _TooLargeError:
+        except _TooLargeError as error:
             self.discard()
-            return Outcome("oom", f"more than {self.limits.resident / 2**30:g} GiB in use")
+            return Outcome("oom", str(error))
         except wire.ClosedError:
             return self._post_mortem()
         except (wire.WireError, ReplyError) as error:
@@ -256,17 +283,17 @@ class Runner:
             self.discard()
         return outcome
 
-    def _watch(self, pid: int) -> None:
+    def _watch(self, pid: int, folder: str) -> None:
         """While waiting: notice a child that is too large, or dead with its socket still held open."""
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            raise wire.ClosedError from None
-        if fields[0] in "ZX":
+        if not processes.alive(pid):
             raise wire.ClosedError
-        if self.device == "cpu" and int(fields[21]) * resource.getpagesize() > self.limits.resident:
-            raise _TooLargeError
+        if self.device == "cpu" and processes.resident(pid) > self.limits.resident:
+            raise _TooLargeError(f"more than {self.limits.resident / 2**30:g} GiB in use")
+        self._watch_files(folder)
+
+    def _watch_files(self, folder: str) -> None:
+        if processes.size_of(folder, self.limits.temporary) > self.limits.temporary:
+            raise _TooLargeError(f"more than {self.limits.temporary / 2**30:g} GiB in its temporary directory")
 
     def _post_mortem(self) -> Outcome:
         status, killed = self.discard()

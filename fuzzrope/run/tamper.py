@@ -14,7 +14,9 @@ import operator
 import os
 import random
 import sys
+import threading
 import time
+import traceback
 import types
 from typing import Any
 
@@ -62,6 +64,7 @@ _IGNORED = {
 }
 
 
+_LIBRARY = (os.path.dirname(os.__file__), "<frozen")
 _TINY = 1e-310  # subnormal
 
 
@@ -163,6 +166,20 @@ def _families(name: str, owner: Any) -> list[_Names]:
         found.append(_Names(name, base, inherited))
         inherited |= vars(base).keys()
     return found
+
+
+def threads_left() -> str:
+    """``file:line in function`` of another thread that runs code which is not installed; empty if there is none.
+
+    Installed libraries may keep threads; they wait for work in code of theirs or of Python's own library.
+    """
+    for number, frame in sys._current_frames().items():
+        if number == threading.get_ident():
+            continue
+        for place in reversed(traceback.extract_stack(frame)):
+            if not place.filename.startswith(_LIBRARY) and "site-packages" not in place.filename:
+                return f"{os.path.basename(place.filename)}:{place.lineno} in {place.name}"
+    return ""
 
 
 class Seal:

@@ -77,6 +77,15 @@ def _read(
     return bytes(data)
 
 
+def is_waiting(sock: socket.socket) -> bool:
+    """Whether anything has arrived that was not read."""
+    sock.settimeout(0)
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
+
+
 def receive(
     sock: socket.socket,
     deadline: float | None = None,

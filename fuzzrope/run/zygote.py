@@ -2,7 +2,7 @@
 
 It never runs a target's code, so a child starts in milliseconds and in a known state. It holds one
 control socket to the parent; each ``spawn`` answers with the child's pid and its socket, each ``reap``
-kills a child's process group and answers with its wait status. When the parent goes away, all end.
+kills a child and all that came of it and answers with its wait status. When the parent goes away, all end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import socket
 import sys
 from typing import Any
 
+from fuzzrope.run import confine, processes
+
 PR_SET_PDEATHSIG = 1
+_living: set[int] = set()  # children that the parent knows; every other child was left behind by one of them
 
 
 def die_with_parent() -> None:
@@ -34,20 +37,34 @@ def _spawn(control: socket.socket, header: dict[str, Any]) -> None:
         die_with_parent()
         from fuzzrope.run import child
 
-        child.main(theirs, header["entry"], header["device"], header["engine"], header["limits"])
+        child.main(theirs, header["entry"], header["device"], header["engine"], header["limits"], header["folder"])
+    _living.add(pid)
     theirs.close()
     socket.send_fds(control, [str(pid).encode()], [ours.fileno()])
     ours.close()
 
 
 def _reap(pid: int) -> int:
-    """Kill what is left of a child and everything in its session; its wait status."""
+    """Kill a child; its wait status."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
+    return os.waitpid(pid, 0)[1]
+
+
+def _sweep(pid: int) -> None:
+    """Kill everything that came of a child which has ended: its session, and what left that and came to us."""
+    _living.discard(pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    return status
+    processes.end(_strays)
+
+
+def _strays() -> list[int]:
+    strays = [pid for pid in processes.children(os.getpid()) if pid not in _living]
+    for pid in strays:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return [pid for pid in strays if processes.stat(pid) is not None]
 
 
 def _peek(pid: int) -> int | None:
@@ -55,8 +72,6 @@ def _peek(pid: int) -> int | None:
     for _ in range(20):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
             return status
         signal.sigtimedwait([signal.SIGCHLD], 0.01)
     return None
@@ -65,6 +80,7 @@ def _peek(pid: int) -> int | None:
 def main() -> None:
     """Serve the control socket given as a file descriptor number."""
     die_with_parent()
+    confine.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -82,8 +98,10 @@ def main() -> None:
         if header["do"] == "spawn":
             _spawn(control, header)
         else:
-            status = _peek(header["pid"])
-            wire.send(control, {"killed": status is None, "status": _reap(header["pid"]) if status is None else status})
+            pid, status = header["pid"], _peek(header["pid"])
+            killed, status = (True, _reap(pid)) if status is None else (False, status)
+            _sweep(pid)
+            wire.send(control, {"killed": killed, "status": status})
 
 
 if __name__ == "__main__":

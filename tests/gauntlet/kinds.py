@@ -98,7 +98,7 @@ FAIR: dict[str, set[str]] = {
     "os_exit": {"tamper"},
     "exits_on_import": {"tamper"},
     "stale_memory": {"mismatch", "nonfinite", "uninitialized"},
-    "background_thread": {"mismatch", "nonfinite", "uninitialized"},
+    "background_thread": {"mismatch", "nonfinite", "tamper", "uninitialized"},
     "nan_for_other_tables": {"nonfinite"},
     "benchmark_shape_only": {"mismatch", "nonfinite"},
     "normal_values_only": {"mismatch", "nonfinite"},

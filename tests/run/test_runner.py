@@ -3,11 +3,12 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from fuzzrope.judge import judge
-from fuzzrope.run import Runner, runner
+from fuzzrope.run import Runner, confine, processes, runner
 from fuzzrope.run.runner import Limits
 from fuzzrope.targets import Target, find
 from tests.conftest import hostile, rope_case
@@ -24,6 +25,11 @@ FAULTS = {
     "patches": ("returned", "tamper"),
     "closes": ("tampered", "tamper"),
     "babbles": ("tampered", "tamper"),
+    "forks": ("tampered", "tamper"),
+    "threads": ("tampered", "tamper"),
+    "talks": ("tampered", "tamper"),
+    "repeats": ("tampered", "tamper"),
+    "fills": ("oom", "oom"),
 }
 
 
@@ -31,7 +37,7 @@ FAULTS = {
 def test_a_fault_costs_one_case_and_is_named(name, runner_of):
     status, kind = FAULTS[name]
     target = hostile(name)
-    runner = runner_of(target, Limits(seconds=2.0))
+    runner = runner_of(target, Limits(seconds=2.0, temporary=2**24))
     for _ in range(2):
         outcome = runner.run(PROVOKES)
         assert outcome.status == status, outcome
@@ -75,7 +81,7 @@ def test_a_child_killed_from_outside_is_replaced(runner_of):
 
 
 def test_no_process_is_left_behind(tmp_path):
-    file, note = tmp_path / "forks.py", tmp_path / "pid"
+    file = tmp_path / "forks.py"
     file.write_text(
         "import os, time\n"
         "class ModelNew:\n"
@@ -83,24 +89,107 @@ def test_no_process_is_left_behind(tmp_path):
         "        pid = os.fork()\n"
         "        if pid == 0:\n"
         "            time.sleep(300)\n"
-        f"        open({str(note)!r}, 'w').write(str(pid))\n"
         "        os._exit(1)\n"
     )
     with Runner(find(str(file))) as runner:
         assert runner.run(HARMLESS).status == "tampered"
-        time.sleep(0.2)
-        assert not _alive(int(note.read_text()))
         assert runner._zygote is not None
         zygote = runner._zygote.pid
-    assert not _alive(zygote)
+        assert processes.marked(runner._mark) == [zygote]
+    assert not processes.alive(zygote)
 
 
-def _alive(pid: int) -> bool:
+def test_a_process_that_left_its_session_and_its_parent_is_found_and_ended():
+    with Runner(hostile("forks")) as runner:
+        outcome = runner.run(PROVOKES)
+        assert outcome.detail == "it left a process running"
+        assert runner._zygote is not None
+        assert processes.marked(runner._mark) == [runner._zygote.pid]
+        assert runner.run(HARMLESS).status == "returned"
+
+
+def test_a_process_outlives_neither_its_runner_nor_the_zygote():
+    with Runner(hostile("hangs"), limits=Limits(seconds=1.0)) as runner:
+        runner.run(HARMLESS)
+        assert runner._zygote is not None
+        runner._zygote.kill()
+        assert len(processes.marked(runner._mark)) > 0 or runner._zygote.wait()
+    assert not processes.marked(runner._mark)
+
+
+def test_a_thread_that_stays_is_named_with_its_line():
+    with Runner(hostile("threads")) as runner:
+        assert "threads.py:" in runner.run(PROVOKES).detail
+
+
+confined = pytest.mark.parametrize(
+    ("name", "errors"),
+    [("writes", {"PermissionError"}), ("connects", {"PermissionError", "OSError"})]
+    if confine.landlock_version()
+    else [],
+)
+
+
+@confined
+def test_what_is_outside_its_own_folder_is_out_of_reach(name, errors):
+    target, before = hostile(name), sorted(Path(hostile(name).entry).parent.iterdir())
+    with Runner(target) as runner:
+        outcome = runner.run(PROVOKES)
+        assert outcome.raised is not None
+        assert outcome.raised.type in errors
+        assert {f.kind for f in judge(PROVOKES, outcome, target).findings} == {"exception"}
+        assert not judge(HARMLESS, runner.run(HARMLESS), target).findings
+    assert sorted(Path(target.entry).parent.iterdir()) == before
+
+
+def test_a_correct_file_that_prints_a_gigabyte_has_no_finding_and_fills_no_disk():
+    target = hostile("prints")
+    with Runner(target) as runner:
+        assert runner._folder is not None
+        assert not judge(PROVOKES, runner.run(PROVOKES), target).findings
+        assert processes.size_of(runner._folder, 2**40) < 2**20
+
+
+def test_a_correct_file_may_use_its_temporary_directory_and_wait_for_processes_and_threads(tmp_path):
+    file = tmp_path / "busy.py"
+    file.write_text(
+        "import subprocess, tempfile, threading\n"
+        "from fuzzrope.specimens.tiled import TiledRope\n"
+        "class ModelNew(TiledRope):\n"
+        "    def forward(self, q, k, cos, sin):\n"
+        "        with tempfile.NamedTemporaryFile() as scratch, open('here', 'w') as here:\n"
+        "            scratch.write(b'x' * 2**20)\n"
+        "        subprocess.run(['true'], check=True)\n"
+        "        thread = threading.Thread(target=id, args=(1,))\n"
+        "        thread.start()\n"
+        "        thread.join()\n"
+        "        return super().forward(q, k, cos, sin)\n"
+    )
+    target = find(str(file))
+    with Runner(target) as runner:
+        folder = runner._folder
+        for _ in range(3):
+            outcome = runner.run(HARMLESS)
+            assert outcome.status == "returned", outcome
+            assert not judge(HARMLESS, outcome, target).findings
+    assert folder is not None
+    assert not Path(folder).exists()
+
+
+def test_a_folder_deeper_than_a_path_may_be_is_removed(tmp_path):
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    here = os.getcwd()
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+        os.chdir(folder)
+        for _ in range(1500):
+            os.mkdir("deeper")
+            os.chdir("deeper")
+    finally:
+        os.chdir(here)
+    assert processes.size_of(str(folder), 2**20) > 2**20
+    processes.remove(str(folder))
+    assert not folder.exists()
 
 
 def test_the_child_sees_no_secrets_of_the_parent(tmp_path, monkeypatch):
