@@ -134,6 +134,8 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
         settings = settings.with_changes(limits=Limits(seconds=COMPILE_SECONDS))
     try:
         chosen = [one.at(settings.level) for name in targets or ("kernels.ModelNew",) for one in find_all(name)]
+        for line in filter(None, (one.missing for one in chosen)):
+            raise Usage(line)
     except TargetError as error:
         raise Usage(str(error)) from None
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
