@@ -42,6 +42,7 @@ from fuzzrope.report.summary import (
     EXIT_USAGE,
     Run,
 )
+from fuzzrope.repro import ReproError, script
 from fuzzrope.run import Runner, RunnerError
 from fuzzrope.run.runner import Limits
 from fuzzrope.settings import PROFILES, Settings
@@ -269,6 +270,25 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
     corpus_files.save(new, Saved(saved.target, smallest, expect, saved.found, note))
     console.print(f"{new}: {'a minimum' if complete else 'smaller'} of {bucket}", soft_wrap=True)
     console.print(f"fuzzrope replay {new}", style="cyan", soft_wrap=True)
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write there, not to the screen.")
+def repro(path: Path, output: Path | None) -> None:
+    """Write a saved case as a script that imports only torch and the library, or the candidate's file.
+
+    The script prints what is wrong and exits with 1 while the flaw is there. It covers outputs of rope.
+    """
+    ((_, saved),) = _load((path,))
+    try:
+        text = script(saved)
+    except ReproError as error:
+        raise Usage(f"{path}: {error}") from None
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
 
 
 @cli.command("list")
