@@ -17,6 +17,7 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import fuzzrope
@@ -210,7 +211,7 @@ def replay_command(paths: tuple[Path, ...], device: str, engine: str) -> None:
     console, failed, ran = _console(), 0, 0
     for done in replay(items, settings):
         if done.verdict.skipped:
-            console.print(f"[yellow]–[/] {done.path}: not judged: {done.verdict.skipped}", soft_wrap=True)
+            console.print(f"[yellow]–[/] {done.path}: not judged: {escape(done.verdict.skipped)}", soft_wrap=True)
             continue
         ran += 1
         if done.as_expected:
@@ -246,6 +247,8 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
     if bucket is None or bucket not in kinds:
         raise Usage(f"{path}: expects no finding {bucket or ''}; nothing to keep while minimizing".replace("  ", " "))
     target, settings, until = target_of(saved), Settings(), time.monotonic() + max_time
+    if target.missing:
+        raise Usage(target.missing)
     wanted = bucket
     with Runner(target, settings.device, settings.limits, settings.engine) as runner:
 

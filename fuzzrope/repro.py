@@ -52,6 +52,8 @@ def script(saved: Saved) -> str:
         "EXPECTED": expected,
         "FOUND": ", ".join(f"{key} {value}" for key, value in sorted(saved.found.get("versions", {}).items())),
         "NEEDS": repr(target.needs),
+        "BUCKETS": repr(list(saved.buckets)),
+        "LAUNCHES": repr(target.kernel or target.launches),
         "ENTRY": repr(str(Path(target.entry).resolve()) if target.is_file else target.entry),
         "SOURCES": _sources(target),
         "TENSORS": "".join(f"    {_tensor(name, spec)},\n" for name, spec in case.specs),

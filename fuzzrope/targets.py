@@ -37,6 +37,7 @@ class Target:
         repeatable: it promises the same bits each time, whatever order its programs run in.
         summary: one line for ``fuzzrope list``.
         needs: the package that it imports besides torch and Triton, if it is somebody else's.
+        launches: it runs Triton kernels, promised or not.
         extra: the optional dependency of fuzzrope that installs it.
     """
 
@@ -51,6 +52,7 @@ class Target:
     summary: str = ""
     needs: str = ""
     extra: str = ""
+    launches: bool = False
 
     @property
     def missing(self) -> str:
@@ -92,11 +94,10 @@ def _variant(
     )
 
 
-def _wild(name: str, module: str, needs: str, summary: str) -> Target:
+def _wild(name: str, module: str, needs: str, summary: str, launches: bool = True) -> Target:
     """A library's function behind an adapter; what is outside its domain launches no kernel."""
-    return Target(
-        f"wild:{name}", f"fuzzrope.wild.{module}:ModelNew", kernel=False, summary=summary, needs=needs, extra=name
-    )
+    entry = f"fuzzrope.wild.{module}:ModelNew"
+    return Target(f"wild:{name}", entry, kernel=False, summary=summary, needs=needs, extra=name, launches=launches)
 
 
 REGISTERED: tuple[Target, ...] = (
@@ -246,7 +247,7 @@ REGISTERED: tuple[Target, ...] = (
         )
     ),
     _wild("liger", "liger", "liger_kernel", "Liger-Kernel's LigerRopeFunction"),
-    _wild("transformers", "transformers_llama", "transformers", "Hugging Face's apply_rotary_pos_emb, of Llama"),
+    _wild("transformers", "transformers_llama", "transformers", "Hugging Face's apply_rotary_pos_emb, of Llama", False),
     _wild("fla", "fla", "fla", "flash-linear-attention's rotary_embedding"),
 )
 
