@@ -18,7 +18,6 @@ import click
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import fuzzrope
 from fuzzrope import corpus as corpus_files
@@ -27,13 +26,13 @@ from fuzzrope.corpus import CorpusError, Saved
 from fuzzrope.doctor import examine
 from fuzzrope.events import Event
 from fuzzrope.examine import examine_afresh
-from fuzzrope.findings import KINDS
 from fuzzrope.notebook import reduce
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.parallel import run_parallel
 from fuzzrope.replaying import replay, target_of
 from fuzzrope.report import machine, tolerance
 from fuzzrope.report.console import ConsoleReport
+from fuzzrope.report.listing import print_case, print_targets
 from fuzzrope.report.summary import (
     EXIT_FINDINGS,
     EXIT_INTERNAL,
@@ -47,7 +46,7 @@ from fuzzrope.repro import ReproError, script
 from fuzzrope.run import Runner, RunnerError
 from fuzzrope.run.runner import Limits
 from fuzzrope.settings import PROFILES, Settings
-from fuzzrope.targets import LEVELS, REGISTERED, TargetError, find_all
+from fuzzrope.targets import LEVELS, TargetError, find_all
 from fuzzrope.versions import versions
 
 CORPUS = Path("corpus")
@@ -297,16 +296,7 @@ def repro(path: Path, output: Path | None) -> None:
 @cli.command("list")
 def list_command() -> None:
     """Show what can be judged, and the kinds of finding."""
-    console = _console()
-    table = Table("target", "operation", "level", "what it is", title="targets", title_justify="left")
-    for target in REGISTERED:
-        level = target.level + (", exact" if target.exact else "")
-        table.add_row(target.name, target.operation, level, target.summary)
-    console.print(table)
-    kinds = Table("kind", "meaning", title="kinds of finding", title_justify="left")
-    for kind, meaning in KINDS.items():
-        kinds.add_row(kind, meaning)
-    console.print(kinds)
+    print_targets(_console())
 
 
 @cli.command()
@@ -314,25 +304,7 @@ def list_command() -> None:
 def show(path: Path) -> None:
     """Show a saved case: its tensors, what it is expected to show, and how to replay it."""
     ((_, saved),) = _load((path,))
-    console = _console()
-    console.print(f"{saved.target}: {saved.case.operation} {saved.case.id}", style="bold", markup=False)
-    table = Table("tensor", "dtype", "shape", "strides", "offset", "storage", "device", "values")
-    for name, spec in saved.case.specs:
-        values = spec.values
-        data = " ".join(f"{x:g}" for x in values.data[:8]) + (" …" if len(values.data) > 8 else "")
-        recipe = f"{values.kind} {data}" if values.data else f"{values.kind}, seed {values.seed}"
-        table.add_row(
-            name, spec.dtype, str(spec.shape), str(spec.strides), str(spec.offset), spec.storage, spec.device, recipe
-        )
-    console.print(table)
-    for kind, bucket in saved.expect:
-        console.print(f"expects {bucket}: {KINDS[kind]}", markup=False, soft_wrap=True)
-    if not saved.expect:
-        console.print("expects no finding")
-    if saved.note:
-        console.print(saved.note, markup=False, soft_wrap=True)
-    console.print(f"found: {json.dumps(saved.found, sort_keys=True)}", style="dim", markup=False, soft_wrap=True)
-    console.print(f"fuzzrope replay {path}", style="cyan", soft_wrap=True)
+    print_case(_console(), path, saved)
 
 
 @cli.command()

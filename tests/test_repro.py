@@ -48,7 +48,7 @@ def test_a_flaw_exits_1_and_an_honest_twin_0(folder, kind, said, tmp_path):
 
 def test_an_error_that_was_not_found_is_no_finding(tmp_path):
     text = script(saved_of("specimen-size-one-stride", "mismatch"))
-    code, output = run(text.replace("outputs = call(", "outputs = None["), tmp_path)
+    code, output = run(text.replace("outputs = call(", "outputs = absent("), tmp_path)
     assert (code, "this is not the error that was found" in output) == (3, True), output
 
 
