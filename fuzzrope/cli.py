@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 import fuzzrope
 from fuzzrope import corpus as corpus_files
@@ -26,13 +26,13 @@ from fuzzrope.corpus import CorpusError, Saved
 from fuzzrope.doctor import examine
 from fuzzrope.events import Event
 from fuzzrope.examine import examine_afresh
-from fuzzrope.findings import KINDS
 from fuzzrope.notebook import reduce
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.parallel import run_parallel
 from fuzzrope.replaying import replay, target_of
 from fuzzrope.report import machine, tolerance
 from fuzzrope.report.console import ConsoleReport
+from fuzzrope.report.listing import print_case, print_targets
 from fuzzrope.report.summary import (
     EXIT_FINDINGS,
     EXIT_INTERNAL,
@@ -42,10 +42,11 @@ from fuzzrope.report.summary import (
     EXIT_USAGE,
     Run,
 )
+from fuzzrope.repro import ReproError, script
 from fuzzrope.run import Runner, RunnerError
 from fuzzrope.run.runner import Limits
 from fuzzrope.settings import PROFILES, Settings
-from fuzzrope.targets import LEVELS, REGISTERED, TargetError, find_all
+from fuzzrope.targets import LEVELS, TargetError, find_all
 from fuzzrope.versions import versions
 
 CORPUS = Path("corpus")
@@ -132,6 +133,8 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
         settings = settings.with_changes(limits=Limits(seconds=COMPILE_SECONDS))
     try:
         chosen = [one.at(settings.level) for name in targets or ("kernels.ModelNew",) for one in find_all(name)]
+        for line in filter(None, (one.missing for one in chosen)):
+            raise Usage(line)
     except TargetError as error:
         raise Usage(str(error)) from None
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -205,7 +208,7 @@ def replay_command(paths: tuple[Path, ...], device: str, engine: str) -> None:
     console, failed, ran = _console(), 0, 0
     for done in replay(items, settings):
         if done.verdict.skipped:
-            console.print(f"[yellow]–[/] {done.path}: not judged: {done.verdict.skipped}", soft_wrap=True)
+            console.print(f"[yellow]–[/] {done.path}: not judged: {escape(done.verdict.skipped)}", soft_wrap=True)
             continue
         ran += 1
         if done.as_expected:
@@ -241,6 +244,8 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
     if bucket is None or bucket not in kinds:
         raise Usage(f"{path}: expects no finding {bucket or ''}; nothing to keep while minimizing".replace("  ", " "))
     target, settings, until = target_of(saved), Settings(), time.monotonic() + max_time
+    if target.missing:
+        raise Usage(target.missing)
     wanted = bucket
     with Runner(target, settings.device, settings.limits, settings.engine) as runner:
 
@@ -267,19 +272,29 @@ def minimize(path: Path, bucket: str | None, max_time: float) -> None:
     console.print(f"fuzzrope replay {new}", style="cyan", soft_wrap=True)
 
 
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write there, not to the screen.")
+def repro(path: Path, output: Path | None) -> None:
+    """Write a saved case as a script that imports only torch and the library, or the candidate's file.
+
+    The script prints what is wrong and exits with 1 while the flaw is there. It covers outputs of rope.
+    """
+    ((_, saved),) = _load((path,))
+    try:
+        text = script(saved)
+    except ReproError as error:
+        raise Usage(f"{path}: {error}") from None
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
 @cli.command("list")
 def list_command() -> None:
     """Show what can be judged, and the kinds of finding."""
-    console = _console()
-    table = Table("target", "operation", "level", "what it is", title="targets", title_justify="left")
-    for target in REGISTERED:
-        level = target.level + (", exact" if target.exact else "")
-        table.add_row(target.name, target.operation, level, target.summary)
-    console.print(table)
-    kinds = Table("kind", "meaning", title="kinds of finding", title_justify="left")
-    for kind, meaning in KINDS.items():
-        kinds.add_row(kind, meaning)
-    console.print(kinds)
+    print_targets(_console())
 
 
 @cli.command()
@@ -287,25 +302,7 @@ def list_command() -> None:
 def show(path: Path) -> None:
     """Show a saved case: its tensors, what it is expected to show, and how to replay it."""
     ((_, saved),) = _load((path,))
-    console = _console()
-    console.print(f"{saved.target}: {saved.case.operation} {saved.case.id}", style="bold", markup=False)
-    table = Table("tensor", "dtype", "shape", "strides", "offset", "storage", "device", "values")
-    for name, spec in saved.case.specs:
-        values = spec.values
-        data = " ".join(f"{x:g}" for x in values.data[:8]) + (" …" if len(values.data) > 8 else "")
-        recipe = f"{values.kind} {data}" if values.data else f"{values.kind}, seed {values.seed}"
-        table.add_row(
-            name, spec.dtype, str(spec.shape), str(spec.strides), str(spec.offset), spec.storage, spec.device, recipe
-        )
-    console.print(table)
-    for kind, bucket in saved.expect:
-        console.print(f"expects {bucket}: {KINDS[kind]}", markup=False, soft_wrap=True)
-    if not saved.expect:
-        console.print("expects no finding")
-    if saved.note:
-        console.print(saved.note, markup=False, soft_wrap=True)
-    console.print(f"found: {json.dumps(saved.found, sort_keys=True)}", style="dim", markup=False, soft_wrap=True)
-    console.print(f"fuzzrope replay {path}", style="cyan", soft_wrap=True)
+    print_case(_console(), path, saved)
 
 
 @cli.command()

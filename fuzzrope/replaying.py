@@ -43,6 +43,9 @@ def target_of(saved: Saved) -> Target:
 def replay(items: list[tuple[Path, Saved]], settings: Settings) -> Iterator[Replayed]:
     """Replay saved cases in order; cases of one target share a child while it lives."""
     for target, group in groupby(items, key=lambda item: target_of(item[1])):
+        if target.missing:
+            yield from (Replayed(path, saved, Verdict(skipped=target.missing)) for path, saved in group)
+            continue
         with Runner(target, settings.device, settings.limits, settings.engine) as runner:
             for path, saved in group:
                 yield Replayed(path, saved, examine_afresh(saved.case, runner, target, settings, saved.buckets))

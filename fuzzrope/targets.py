@@ -5,6 +5,7 @@ Adding one is adding one entry to ``REGISTERED``; a file is a target without bei
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,9 @@ class Target:
         gradients: it promises gradients; at the strict level they are judged in any case.
         repeatable: it promises the same bits each time, whatever order its programs run in.
         summary: one line for ``fuzzrope list``.
+        needs: the package that it imports besides torch and Triton, if it is somebody else's.
+        launches: it runs Triton kernels, promised or not.
+        extra: the optional dependency of fuzzrope that installs it.
     """
 
     name: str
@@ -46,6 +50,16 @@ class Target:
     gradients: bool = False
     repeatable: bool = True
     summary: str = ""
+    needs: str = ""
+    extra: str = ""
+    launches: bool = False
+
+    @property
+    def missing(self) -> str:
+        """One line that says what to install before this target can be judged, or nothing. Imports nothing."""
+        if not self.needs or importlib.util.find_spec(self.needs):
+            return ""
+        return f"{self.name}: {self.needs} is not installed; pip install 'fuzzrope[{self.extra}]'"
 
     @property
     def is_file(self) -> bool:
@@ -83,6 +97,12 @@ def _variant(
     return Target(
         f"variant:{name}", entry, operation, kernel=kernel, gradients=gradients, summary=f"no flaw: {summary}"
     )
+
+
+def _wild(name: str, module: str, needs: str, summary: str, launches: bool = True) -> Target:
+    """A library's function behind an adapter; what is outside its domain launches no kernel."""
+    entry = f"fuzzrope.wild.{module}:ModelNew"
+    return Target(f"wild:{name}", entry, kernel=False, summary=summary, needs=needs, extra=name, launches=launches)
 
 
 REGISTERED: tuple[Target, ...] = (
@@ -243,6 +263,9 @@ REGISTERED: tuple[Target, ...] = (
             ("other-grad", f"fused_differentiable:Other{kind}", "a backward pass that rounds elsewhere"),
         )
     ),
+    _wild("liger", "liger", "liger_kernel", "Liger-Kernel's LigerRopeFunction"),
+    _wild("transformers", "transformers_llama", "transformers", "Hugging Face's apply_rotary_pos_emb, of Llama", False),
+    _wild("fla", "fla", "fla", "flash-linear-attention's rotary_embedding"),
 )
 
 

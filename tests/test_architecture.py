@@ -20,10 +20,10 @@ FLOORS = (
     {"build"},
     {"geometry"},
     {"operations"},
-    {"shrink", "corpus", "judge", "run", "interpreter", "mutants", "specimens"},
+    {"shrink", "corpus", "judge", "run", "interpreter", "mutants", "specimens", "wild"},
     {"settings", "events"},
     {"examine"},
-    {"notebook"},
+    {"notebook", "repro"},
     {"report", "replaying", "campaign", "doctor"},
     {"parallel"},
     {"cli", "pytest_plugin"},
@@ -37,6 +37,7 @@ DOORS = {("run", "interpreter"), ("mutants", "run"), ("mutants", "judge"), ("mut
 #: What only a disposable child process may import, besides itself.
 CHILD_SIDE = {
     "fuzzrope.specimens",
+    "fuzzrope.wild",
     "fuzzrope.run.child",
     "fuzzrope.run.differentiate",
     "fuzzrope.run.interpret",

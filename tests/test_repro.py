@@ -1,0 +1,66 @@
+"""Scripts of saved cases: they run without fuzzrope, exit with 1 for a flaw and with 0 for an honest twin."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fuzzrope import corpus
+from fuzzrope.repro import ReproError, script
+from fuzzrope.targets import Target
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+
+
+def saved_of(folder, kind):
+    return corpus.load(sorted((CORPUS / folder).glob(f"{kind}-*.json"))[0])
+
+
+def run(text, tmp_path):
+    file = tmp_path / "script.py"
+    file.write_text(text)
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    done = subprocess.run([sys.executable, file], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "said"),
+    [
+        ("specimen-size-one-stride", "mismatch", "elements are wrong"),
+        ("specimen-in-place", "mutation", "of the input storage"),
+        ("specimen-narrow-dtype", "dtype", "eager PyTorch's is torch.float32"),
+        ("specimen-nan-swallower", "nonfinite", "eager PyTorch has nan"),
+        ("wild-liger", "race", "elements are wrong"),
+        ("wild-liger", "mutation", "of the input storage"),
+    ],
+)
+def test_a_flaw_exits_1_and_an_honest_twin_0(folder, kind, said, tmp_path):
+    saved = saved_of(folder, kind)
+    code, output = run(script(saved), tmp_path)
+    assert (code, said in output) == (1, True), output
+    code, output = run(script(replace(saved, target="specimen:tiled", expect=())), tmp_path)
+    assert code == 0, output
+
+
+def test_an_error_that_was_not_found_is_no_finding(tmp_path):
+    text = script(saved_of("specimen-size-one-stride", "mismatch"))
+    code, output = run(text.replace("outputs = call(", "outputs = absent("), tmp_path)
+    assert (code, "this is not the error that was found" in output) == (3, True), output
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"), [("specimen-gradient-sign", "gradient"), ("specimen-k-geometry", "out_of_bounds")]
+)
+def test_what_a_script_cannot_show_is_refused(folder, kind):
+    with pytest.raises(ReproError):
+        script(saved_of(folder, kind))
+
+
+def test_a_library_that_is_not_there_is_said_in_one_line():
+    absent = Target("wild:x", "fuzzrope.wild.x:ModelNew", needs="no_such_library", extra="x")
+    assert absent.missing == "wild:x: no_such_library is not installed; pip install 'fuzzrope[x]'"
+    assert not Target("wild:x", "fuzzrope.wild.x:ModelNew", needs="torch", extra="x").missing
