@@ -9,6 +9,7 @@ reads text: it needs neither PyTorch nor a GPU.
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 PACKAGE, MAIN = "kernels", "ModelNew"
+NAMESPACE = "rope_kernels"  # of the package's operators
 FOLDER = Path(__file__).parent
 HEAD = '''"""RoPE of a query and a key in one Triton launch, bit for bit equal to eager PyTorch: ``ModelNew``.
 
@@ -224,7 +226,13 @@ def exported() -> str:
             doc = ast.get_docstring(module.tree, clean=True) or ""
             about = [f"# {PACKAGE}.{module.name}", *(f"# {line}".rstrip() for line in ["", *doc.splitlines()])]
             sections.append(_spaced(["\n".join(about), *texts]))
-    return "\n\n".join(section.rstrip("\n") + "\n" for section in sections)
+    return _own_operators("\n\n".join(section.rstrip("\n") + "\n" for section in sections))
+
+
+def _own_operators(text: str) -> str:
+    """The text with a namespace of its own for its operators, so that it can be imported beside the package."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return re.sub(rf"\b{NAMESPACE}\b", f"{NAMESPACE}_{digest}", text)
 
 
 def _spaced(texts: list[str]) -> str:

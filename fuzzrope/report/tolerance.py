@@ -36,13 +36,14 @@ def _entry(key: tuple[str, str], errors: Errors, target: Target, folder: Path) -
 
     ``rms_over_reference_rms`` is the rule of flash-attention's tests: no worse than the reference by much.
     """
-    peak = errors.peaks.median
+    peak, middle = errors.peaks.median, errors.ratios.median
     return {
         "output": key[0],
         "dtype": key[1],
         "elements": errors.count,
         "max_error_over_bound": errors.over_bound,
-        "median_error_over_bound": errors.ratios.median,
+        # The middle of a bin may lie beyond the largest number in it.
+        "median_error_over_bound": None if middle is None else min(middle, errors.over_bound),
         "median_bound_over_max_error": 1 / peak if peak else None,
         "max_ulp": errors.max_ulp,
         "rms_over_reference_rms": errors.rms_ratio,
