@@ -3,6 +3,7 @@
 import ast
 import builtins
 import importlib.util
+import re
 import subprocess
 import symtable
 import sys
@@ -294,3 +295,9 @@ def test_what_cannot_be_merged_is_refused(
 ):
     with pytest.raises(export.ExportError, match=message):
         merged(monkeypatch, tmp_path, ModelNew=MODEL, **modules)
+
+
+def test_its_operators_are_not_those_of_the_package():
+    text = export.exported()
+    assert "rope_kernels::" not in text
+    assert len(set(re.findall(r'"(rope_kernels_[0-9a-f]{8})::', text))) == 1
