@@ -142,8 +142,9 @@ def expand(values: Values, dtype: torch.dtype, count: int) -> torch.Tensor:
             numbers = np.asarray(_RECIPES[values.kind](raw[:count], raw[count:], floats))
     if not dtype.is_floating_point:
         # Spelled out they are meant; int64 ends where float64 is sure to be exact.
-        limit = min(torch.iinfo(dtype).max, 2**53) if values.kind in ("listed", "constant") else 100
-        numbers = np.clip(np.nan_to_num(numbers), -limit - (dtype == torch.int32), limit)
+        meant, info = values.kind in ("listed", "constant"), torch.iinfo(dtype)
+        low, high = (max(info.min, -(2**53)), min(info.max, 2**53)) if meant else (-100, 100)
+        numbers = np.clip(np.nan_to_num(numbers), low, high)
     elif dtype in (torch.float16, torch.bfloat16):
         numbers = _rounded(numbers, limits(dtype))
     return torch.from_numpy(numbers).to(dtype)

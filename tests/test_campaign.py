@@ -13,7 +13,7 @@ import pytest
 
 from fuzzrope import corpus
 from fuzzrope.campaign import run_campaign
-from fuzzrope.events import Event, Example, Minimized, Started
+from fuzzrope.events import Event, Example, Minimized, Seen, Started
 from fuzzrope.parallel import run_parallel
 from fuzzrope.run.runner import Limits
 from fuzzrope.settings import Settings
@@ -120,21 +120,28 @@ def test_after_a_fatal_fault_an_ordinary_flaw_is_found_in_the_same_file(name, fa
 
 
 def test_a_case_that_was_late_once_and_is_in_time_when_asked_again_is_no_finding(tmp_path):
-    marker = tmp_path / "was late"
+    marker = tmp_path / "is slow"
+    marker.touch()
     file = tmp_path / "late.py"
     file.write_text(
         "import pathlib, time\n"
         "from kernels.reference import Model\n"
         "class ModelNew(Model):\n"
         "    def forward(self, q, k, cos, sin):\n"
-        f"        marker = pathlib.Path({str(marker)!r})\n"
-        "        if q.shape[2] == 7 and not marker.exists():\n"
-        "            marker.touch()\n"
+        f"        if q.shape[2] == 7 and pathlib.Path({str(marker)!r}).exists():\n"
         "            time.sleep(60)\n"
         "        return super().forward(q, k, cos, sin)\n"
     )
-    events, finished = collect(find(str(file)), max_examples=300, limits=Limits(seconds=2.0))
-    assert marker.exists()
+    events: list[Event] = []
+
+    def seen(event):
+        events.append(event)
+        if isinstance(event, Seen) and event.finding.kind == "timeout":
+            marker.unlink(missing_ok=True)
+
+    settings = Settings(seed=3, max_examples=300, limits=Limits(seconds=2.0))
+    finished = run_campaign(find(str(file)), settings, None, seen)
+    assert not marker.exists()
     assert not any(isinstance(event, Minimized) and event.finding.kind == "timeout" for event in events)
     assert [reason for reason in finished.skipped if "asked again" in reason]
 
