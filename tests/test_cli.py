@@ -108,7 +108,7 @@ def test_all_valid_cases_are_differentiated_when_asked(tmp_path):
         (target,) = json.loads((tmp_path / "out.json").read_text())["targets"]
         counts[how] = target["differentiated"], target["executed"]
     assert counts["some"][0] < counts["some"][1] == 40
-    assert counts["all"][0] > 36
+    assert counts["all"] == (38, 40)  # the two probes are plain
 
 
 def test_a_passing_campaign_exits_0_and_its_json_is_as_documented(tmp_path):
