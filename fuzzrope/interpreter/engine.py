@@ -70,7 +70,6 @@ class Engine:
         self.programs: dict[str, Program] = {}
         self._taken: dict[int, weakref.ref[torch.Tensor]] = {}
         self._stores: dict[int, dict[str, None]] = {}
-        self._compile_fully: Callable[..., Any] = triton.compiler.compile
         self._undo: list[Callable[[], None]] = []
 
     def reset(self) -> None:
@@ -83,7 +82,6 @@ class Engine:
     def install(self) -> None:
         """Take the place of Triton's compiler, and note whose address is asked for. See :meth:`uninstall`."""
         original, data_ptr = triton.compiler.compile, torch.Tensor.data_ptr
-        self._compile_fully = original
 
         def noted(tensor: torch.Tensor) -> int:
             address = data_ptr(tensor)
@@ -124,7 +122,7 @@ class Engine:
         variant = Variant(src, target, dict(options or {}))
         kernel = Kernel(self, src, variant, dict(options or {}))
         if self.strict:
-            kernel.shared = shared_bytes(variant, self._compile_fully, src, dict(options or {}))
+            kernel.shared = shared_bytes(variant)
         return kernel
 
     def program(self, variant: Variant) -> Program:

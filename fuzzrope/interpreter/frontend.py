@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import triton
 from triton._C.libtriton import ir as mlir
@@ -18,6 +18,8 @@ from triton.compiler.compiler import ASTSource, filter_traceback, make_backend
 from triton.runtime.cache import get_cache_manager
 
 from fuzzrope.interpreter.program import VERSION
+
+T = TypeVar("T")
 
 _PARSED: dict[str, Any] = {}
 
@@ -53,7 +55,7 @@ class Variant:
     def text(self) -> str:
         """Its IR."""
         if self._text is None:
-            stored = self.cached("ttir", lambda: self._compile().encode())
+            stored = self.cached("ttir", lambda: self.lowered("ttir", str).encode())
             self._text = stored.decode()
         return self._text
 
@@ -72,16 +74,25 @@ class Variant:
                 manager.put(made, name, binary=True)
         return made
 
-    def _compile(self) -> str:
+    def lowered(self, stage: str, read: Callable[[Any], T], hints: bool = False) -> T:
+        """What ``read`` finds in the module after a stage of Triton's backend; ``hints``: alignment is told."""
         context = mlir.context()
         mlir.load_dialects(context)
         self.backend.load_dialects(context)
         implementation = self.backend.get_codegen_implementation(self.options)
+        self.src.attrs = self.attrs if hints else {}
         try:
             module = self.src.make_ir(self.target, self.options, implementation, self.backend.get_module_map(), context)
         except Exception as error:  # whatever it is, it is raised again, without frames of Triton's
             filter_traceback(error)
             raise
+        finally:
+            self.src.attrs = {}
         stages: dict[str, Any] = {}
         self.backend.add_stages(stages, self.options, self.src.language)
-        return str(stages["ttir"](module, {}))
+        metadata: dict[str, Any] = {}
+        for name, run in stages.items():
+            module = run(module, metadata)
+            if name == stage:
+                break
+        return read(module)  # here, for it lives no longer than its context

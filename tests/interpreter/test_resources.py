@@ -4,9 +4,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import ASTSource
 from triton.runtime.errors import OutOfResources
 
+from fuzzrope.interpreter import resources
 from fuzzrope.interpreter.engine import Engine
+from fuzzrope.interpreter.frontend import Variant
 from fuzzrope.interpreter.resources import LIMIT
 from fuzzrope.run.driver import ImaginaryDriver
 
@@ -62,8 +66,41 @@ def test_one_that_fits_runs(strict_engine):
     assert not strict_engine.accesses
 
 
-def test_a_kernel_that_moves_one_tensor_at_a_time_is_not_compiled_to_the_end(strict_engine, monkeypatch):
-    monkeypatch.setattr(strict_engine, "_compile_fully", None)
+def test_a_kernel_that_moves_one_tensor_at_a_time_is_not_compiled(strict_engine, monkeypatch):
+    monkeypatch.setattr(resources, "laid_out", None)
     out = torch.empty(64)
     copy_kernel[(1,)](torch.ones(64), out, N=64)
     assert (out == 2).all()
+
+
+@triton.jit
+def turn_kernel(x_ptr, out_ptr, rows, N: tl.constexpr):
+    i, j = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+    for row in tl.range(0, rows, num_stages=3):
+        x = tl.load(x_ptr + row * N * N + i * N + j)
+        best = tl.max(tl.cumsum(x, 1), 0)
+        tl.store(out_ptr + row * N * N + j * N + i, tl.sort(x) + best[None, :])
+
+
+@pytest.mark.parametrize("warps", [4, 8])
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "signature", "constants", "stages"),
+    [
+        (product_kernel, ("*fp16", "*fp16", "*fp32", "i32"), {"N": 128, "STEP": 64}, 3),
+        (product_kernel, ("*fp32", "*fp32", "*fp32", "i32"), {"N": 64, "STEP": 32}, 4),
+        (product_kernel, ("*bf16", "*bf16", "*bf16", "i32"), {"N": 64, "STEP": 128}, 1),
+        (turn_kernel, ("*fp32", "*fp32", "i32"), {"N": 64}, 2),
+        (turn_kernel, ("*fp16", "*fp16", "i32"), {"N": 32}, 2),
+    ],
+)
+def test_shared_memory_is_what_a_kernel_compiled_to_the_end_has(kernel, signature, constants, stages, warps, aligned):
+    def source():
+        names = kernel.arg_names
+        kinds = dict(zip(names, (*signature, *["constexpr"] * len(constants)), strict=True))
+        hints = {(i,): [["tt.divisibility", 16]] for i in range(len(signature)) if aligned}
+        return ASTSource(kernel, kinds, constants, hints)
+
+    target, options = GPUTarget("cuda", 90, 32), {"num_warps": warps, "num_stages": stages}
+    found = resources.laid_out(Variant(source(), target, options))
+    assert found == triton.compile(source(), target=target, options=options).metadata.shared > 0
