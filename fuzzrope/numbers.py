@@ -8,6 +8,7 @@ everything here works on significands in [0.5, 1) and carries exponents apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch
 Array = np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Format:
     """A binary floating-point format.
 
@@ -29,17 +30,17 @@ class Format:
     min_exponent: int
     max: float
 
-    @property
+    @cached_property
     def roundoff(self) -> float:
         """Unit roundoff u = 2^-p: round to nearest errs by at most u times the result."""
         return 2.0**-self.digits
 
-    @property
+    @cached_property
     def smallest_exponent(self) -> int:
         """Exponent of the smallest subnormal number."""
         return self.min_exponent - self.digits + 1
 
-    @property
+    @cached_property
     def half_step(self) -> float:
         """Half the smallest subnormal number: what rounding errs by where the result is below the normal ones."""
         return 2.0 ** (self.smallest_exponent - 1)
@@ -48,13 +49,13 @@ class Format:
         """:attr:`half_step` in units of 2^unit; of float64 it is below what a float64 holds."""
         return np.ldexp(0.5, clipped(self.smallest_exponent - unit, -2000, 1000))
 
-    @property
+    @cached_property
     def rounds_to_infinity(self) -> float:
         """The least magnitude that rounds to infinity; infinite for float64, which cannot hold its own."""
         one, below, exponent = self.overflow
         return float(np.ldexp(one + below, exponent)) if self.digits < 53 else np.inf
 
-    @property
+    @cached_property
     def overflow(self) -> tuple[float, float, int]:
         """The least magnitude that rounds to infinity, (high + low) * 2^exponent."""
         return 1.0, -(2.0 ** -(self.digits + 1)), int(np.frexp(self.max)[1])

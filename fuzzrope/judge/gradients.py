@@ -7,6 +7,8 @@ that was cut, unless the input has no elements.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fuzzrope.build import Built
@@ -41,7 +43,9 @@ def reference_gradients(case: Case, inputs: Built, expected: Reference) -> dict[
         return dict.fromkeys(case.backward.requires)
     leaves = [inputs.tensors[name] for name in case.backward.requires]
     outputs, cotangents = zip(*used, strict=True)
-    gradients = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+    # What ``torch.autograd.grad`` does; given cotangents, it first imports sympy to compare their shapes.
+    run: Any = torch.autograd.Variable._execution_engine.run_backward
+    gradients = run(outputs, cotangents, False, False, tuple(leaves), allow_unreachable=True, accumulate_grad=False)
     return dict(zip(case.backward.requires, gradients, strict=True))
 
 

@@ -107,10 +107,7 @@ def classify(case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
     found = {"dtype mix: " + " ".join(case[name].dtype for name in NAMES)}
     blocks = usable(blocks)
     for name, size in zip(SIZES, (batch, heads, heads_k, seq, width), strict=True):
-        found.add(f"size of {name}: {size}")
-        shown, label = (size // 2, "D/2") if name == "D" else (size, name)
-        found |= {f"edge of {label}: {edge}" for edge, n in edges(blocks, 10**6) if n == shown}
-        found |= {f"beyond two blocks in {name}: 2*{b}" for b in blocks if size > 2 * b}
+        found |= _of_size(name, size, blocks)
     if width:
         found.add(f"head_dim: {'power of two' if width & (width - 1) == 0 else 'no power of two'}")
     if width in (2, MAX_HEAD_DIM):
@@ -135,6 +132,14 @@ def classify(case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
     found.add(f"heads: {'equal' if heads == heads_k else 'fewer for k' if heads > heads_k else 'more for k'}")
     found |= {f"tables: {kind}" for kind in _table_kinds(seq, seq_k, width // 2, cos, sin)}
     return frozenset(found)
+
+
+@lru_cache(4096)
+def _of_size(name: str, size: int, blocks: tuple[int, ...]) -> frozenset[str]:
+    shown, label = (size // 2, "D/2") if name == "D" else (size, name)
+    found = {f"edge of {label}: {edge}" for edge, n in edges(blocks, 10**6) if n == shown}
+    found |= {f"beyond two blocks in {name}: 2*{b}" for b in blocks if size > 2 * b}
+    return frozenset({f"size of {name}: {size}", *found})
 
 
 def _table_kinds(seq: int, seq_k: int, half: int, cos: TensorSpec, sin: TensorSpec) -> Iterator[str]:

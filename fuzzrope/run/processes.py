@@ -18,10 +18,21 @@ MARK = "FUZZROPE_RUNNER"  # in the environment of all processes of one runner
 def stat(pid: int) -> list[str] | None:
     """The fields of ``/proc/PID/stat`` from the state on; None of a process that is gone."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()
+        return _read(f"/proc/{pid}/stat").rpartition(b")")[2].decode().split()
     except OSError:
         return None
+
+
+def _read(path: str) -> bytes:
+    """What the kernel says in a file of its own; after every case, so without Python's layers of files."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        while piece := os.read(file, 2**16):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(file)
 
 
 def alive(pid: int) -> bool:
@@ -35,8 +46,7 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as file:
-                found += map(int, file.read().split())
+            found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
     return found
 
 

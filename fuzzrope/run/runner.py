@@ -260,9 +260,14 @@ class Runner:
             if case is not None:
                 blobs = [pickle.dumps(case), *contents(case)]
                 wire.send(sock, {"same_memory": same_memory, "idle": idle, "turn": turn}, blobs, seconds=seconds)
-            before = _worked(pid)
+            before: list[float] = []  # work done at the first look; most cases end before it
+
+            def watch() -> None:
+                before[:] = before or [_worked(pid)]
+                self._watch(pid, folder)
+
             header, blobs = wire.receive(
-                sock, started + seconds, lambda: self._watch(pid, folder), lambda: _owed(pid, before, started, seconds)
+                sock, started + seconds, watch, lambda: _owed(pid, sum(before), started, seconds)
             )
             self._watch_files(folder)
             if header.get("turn", 0) != turn:
