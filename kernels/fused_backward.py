@@ -19,7 +19,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from kernels.fused import Problem, work_dtype
-from kernels.rotation import load_halves, rotate, rows_at, whole_groups
+from kernels.rotation import cells, load_halves, rotate, rows_at
 from kernels.tiles import columns
 
 
@@ -33,7 +33,10 @@ def store_turned_back(
     sin = tl.load(sin_rows + d * sin_d, mask=mask, other=0.0).to(WORK)
     first, second = rotate(g1, g2, cos, -sin, WORK, WORK, WORK)
     tl.store(dx_rows + d, first.to(dx_rows.dtype.element_ty), mask=mask)
-    tl.store(dx_rows + half + d, second.to(dx_rows.dtype.element_ty), mask=mask)
+    second_rows = dx_rows + half
+    if VECTOR:
+        second_rows = tl.multiple_of(second_rows, (16, 16))
+    tl.store(second_rows + d, second.to(dx_rows.dtype.element_ty), mask=mask)
     if TABLES:
         x1, x2 = load_halves(x_rows, d, mask, half, x_d, VECTOR)
         x1 = x1.to(WORK)
@@ -50,7 +53,7 @@ def store_query_gradients(
 ):  # fmt: skip
     """Gradients of packed rows; ``head`` counts those of k, ``q_ptr`` is at the group's first."""
     d = columns(BLOCK_D, WIDE)
-    mask = whole_groups(there[:, None] & (d < half), VECTOR)
+    mask = cells(there[:, None], d < half, VECTOR)
     at = offset + first
     lanes = g * rows + local
     before = head * group * rows
@@ -72,7 +75,7 @@ def store_key_gradients(
 ):  # fmt: skip
     """Gradients of the keys start + n; ``k_ptr`` is at the head."""
     d = columns(BLOCK_D, WIDE)
-    mask = whole_groups((start + n < keys)[:, None] & (d < half), VECTOR)
+    mask = cells((start + n < keys)[:, None], d < half, VECTOR)
     at = head * keys + start
     store_turned_back(
         g1, g2, rows_at(k_ptr, start, k_s, n * k_s, VECTOR),

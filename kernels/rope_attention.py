@@ -27,7 +27,7 @@ from kernels.fused import (
     work_dtype,
 )
 from kernels.launch import TL_DTYPES, can_launch, ceil_div
-from kernels.rotation import factor, rows_at, whole_groups
+from kernels.rotation import cells, factor, rows_at
 from kernels.softmax import COMBINED_ROWS, LN_2, LOG2_E, capped, choose_splits, combine_kernel, finite_or_zero
 from kernels.tiles import (
     columns,
@@ -131,7 +131,7 @@ def attention_kernel(
     tl.store(lse_ptr + head * group * rows + first + (g * rows + local), lse, mask=there)
     dv = columns(BLOCK_V, WIDE)
     o_rows = rows_at(o_ptr + head * group * rows * width_v, first, width_v, (g * rows + local) * width_v, VECTOR)
-    mask = whole_groups(there[:, None] & (dv < width_v), VECTOR)
+    mask = cells(there[:, None], dv < width_v, VECTOR)
     tl.store(o_rows + dv, o.to(o_ptr.dtype.element_ty), mask=mask)
 
 
@@ -168,7 +168,9 @@ def choose_tiles(half: int, width_v: int, dtype: torch.dtype, packed: int) -> Ti
     if packed <= 16:
         return Tiles(16, 64 if size == 2 and narrow else 32 if size < 8 else 16, 4, 2 if size < 8 else 1)
     if size == 2:
-        return Tiles(128, 64, 8, 2) if narrow else Tiles(64, 32, 8, 2)
+        if not narrow:
+            return Tiles(64, 32, 8, 2)
+        return Tiles(128, 64, 4, 2) if half <= 32 else Tiles(128, 64, 8, 3)
     if size == 4:
         return Tiles(64, 32, 8, 2) if narrow else Tiles(32, 32, 8, 1)
     return Tiles(32, 16, 4, 1) if narrow else Tiles(16, 16, 4, 1)

@@ -17,7 +17,7 @@ from kernels.fused import Tiles, check_programs, dot_precision, is_even, is_wide
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
 from kernels.rope_attention import NAME, Call, launch_attention
-from kernels.rotation import factor, rows_at, whole_groups
+from kernels.rotation import cells, factor, rows_at
 from kernels.softmax import LOG2_E, capped, finite_or_zero
 from kernels.tiles import (
     columns,
@@ -202,7 +202,7 @@ def key_gradient_kernel(
         k_s, k_d, cos_s, cos_d, sin_s, sin_d, WORK, TABLES, VECTOR, WIDE, BLOCK_D,
     )  # fmt: skip
     d = columns(BLOCK_V, WIDE)
-    mask = whole_groups((start_n + n < keys)[:, None] & (d < width_v), VECTOR)
+    mask = cells((start_n + n < keys)[:, None], d < width_v, VECTOR)
     if USED:
         dv_rows = rows_at(dv_ptr, head * keys + start_n, width_v, n * width_v, VECTOR)
         tl.store(dv_rows + d, dv.to(dv_ptr.dtype.element_ty), mask=mask)
@@ -212,7 +212,7 @@ def choose_tiles(half: int, width_v: int, dtype: torch.dtype) -> Tiles:
     """The tile of either kernel: what shared memory and registers of compute capability 9.0 hold."""
     size, narrow = dtype.itemsize, half <= 64 and width_v <= 128
     if size == 2:
-        return Tiles(64, 64, 8, 2) if narrow else Tiles(32, 32, 8, 1)
+        return Tiles(64, 128, 8, 1) if narrow else Tiles(32, 32, 8, 1)
     if not narrow:
         return Tiles(16, 16, 8, 1)
     return Tiles(32, 32, 8, 1) if size == 4 else Tiles(16, 16, 4, 1)

@@ -24,14 +24,14 @@ from kernels.fused import (
     work_dtype,
 )
 from kernels.launch import TL_DTYPES, can_launch, ceil_div
-from kernels.rotation import rows_at, whole_groups
+from kernels.rotation import cells, rows_at
 from kernels.tiles import lanes_of, load_keys, load_queries, packed_rows, program, seen_from
 
 __all__ = ["rope_qk"]
 
 NAME = "rope_qk"
 POINTERS = ("q_ptr", "k_ptr", "cos_ptr", "sin_ptr", "out_ptr")
-ENOUGH_PROGRAMS = 1056  # eight for each multiprocessor of an H200: below that, k is rotated more often
+ENOUGH_PROGRAMS = 528  # four for each multiprocessor of an H200: below that, k is rotated more often
 MOST_STEPS = 16
 
 
@@ -84,7 +84,7 @@ def qk_kernel(
         _, high = seen_from(first + local, there, keys, first_shift, last_shift)
         s = tl.where(j < high[:, None], s, -float("inf"))
         out_rows = rows_at(out_ptr, first, keys, (g * rows + local) * keys, VECTOR)
-        mask = whole_groups(there[:, None] & (j < keys), VECTOR)
+        mask = cells(there[:, None], j < keys, VECTOR)
         tl.store(out_rows + n[None, :], s.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -94,7 +94,7 @@ def choose_tiles(half: int, dtype: torch.dtype, packed: int) -> Tiles:
     if packed <= 16:
         return Tiles(16, 128 if size == 2 and half <= 64 else 32, 4, 2)
     if size == 2:
-        return Tiles(64, 128, 8, 2) if half <= 64 else Tiles(64, 64, 4, 2)
+        return Tiles(64, 128 if half <= 64 else 64, 4, 2)
     if size == 4:
         return Tiles(64, 64, 8, 2) if half <= 64 else Tiles(32, 32, 4, 2)
     return Tiles(32, 32, 4, 1) if half <= 64 else Tiles(16, 16, 4, 1)

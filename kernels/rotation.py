@@ -39,16 +39,12 @@ def rotate(x1, x2, cos, sin, COS_DTYPE: tl.constexpr, SIN_DTYPE: tl.constexpr, O
 
 
 @triton.jit
-def aligned(pointers, VECTOR: tl.constexpr):
-    """The pointers (n, 1) to rows; with VECTOR it is known that they are multiples of 16 bytes."""
-    if VECTOR:
-        pointers = tl.multiple_of(pointers, (16, 16))
-    return pointers
+def cells(rows, columns, VECTOR: tl.constexpr):
+    """The mask (rows, columns) of both; with VECTOR it is known that groups of eight columns share a value.
 
-
-@triton.jit
-def whole_groups(mask, VECTOR: tl.constexpr):
-    """The mask (rows, columns); with VECTOR it is known that groups of eight columns share a value."""
+    Such hints cling to the operation that made a value: none made elsewhere, an argument, takes any.
+    """
+    mask = rows & columns
     if VECTOR:
         mask = tl.max_constancy(mask, (1, 8))
     return mask
@@ -56,8 +52,14 @@ def whole_groups(mask, VECTOR: tl.constexpr):
 
 @triton.jit
 def rows_at(ptr, start, stride, lanes, VECTOR: tl.constexpr):
-    """Pointers (n, 1) to rows: ``start`` rows away, told in 64 bits, and ``lanes`` elements from there."""
-    return aligned(ptr + start.to(tl.int64) * stride + lanes[:, None], VECTOR)
+    """Pointers (n, 1) to rows: ``start`` rows away, told in 64 bits, and ``lanes`` elements from there.
+
+    With VECTOR it is known that they are multiples of 16 bytes.
+    """
+    rows = ptr + start.to(tl.int64) * stride + lanes[:, None]
+    if VECTOR:
+        rows = tl.multiple_of(rows, (16, 16))
+    return rows
 
 
 @triton.jit
@@ -76,7 +78,9 @@ def factor(x, DOT: tl.constexpr):
 @triton.jit
 def load_halves(x_rows, d, mask, half, x_d, VECTOR: tl.constexpr):
     """Both halves (rows, columns d) of rows, zero where masked."""
-    x2_rows = aligned(x_rows + half.to(tl.int64) * x_d, VECTOR)
+    x2_rows = x_rows + half.to(tl.int64) * x_d
+    if VECTOR:
+        x2_rows = tl.multiple_of(x2_rows, (16, 16))
     x1 = tl.load(x_rows + d * x_d, mask=mask, other=0.0)
     x2 = tl.load(x2_rows + d * x_d, mask=mask, other=0.0)
     return x1, x2

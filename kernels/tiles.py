@@ -9,7 +9,7 @@ bits with WIDE alone.
 import triton
 import triton.language as tl
 
-from kernels.rotation import load_rotated, rows_at, whole_groups
+from kernels.rotation import cells, load_rotated, rows_at
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def load_queries(
 ):  # fmt: skip
     """Both rotated halves (BLOCK_M, BLOCK_D) of packed rows; ``q_ptr`` is at the group's first head."""
     d = columns(BLOCK_D, WIDE)
-    mask = whole_groups(there[:, None] & (d < half), VECTOR)
+    mask = cells(there[:, None], d < half, VECTOR)
     at = offset + first
     q_rows = rows_at(q_ptr, first, q_s, local * q_s + g * q_h, VECTOR)
     cos_rows = rows_at(cos_ptr, at, cos_s, local * cos_s, VECTOR)
@@ -51,7 +51,7 @@ def load_keys(
 ):  # fmt: skip
     """Both rotated halves (BLOCK_N, BLOCK_D) of the keys start + n; ``k_ptr`` is at the head."""
     d = columns(BLOCK_D, WIDE)
-    mask = whole_groups((start + n < keys)[:, None] & (d < half), VECTOR)
+    mask = cells((start + n < keys)[:, None], d < half, VECTOR)
     k_rows = rows_at(k_ptr, start, k_s, n * k_s, VECTOR)
     cos_rows = rows_at(cos_ptr, start, cos_s, n * cos_s, VECTOR)
     sin_rows = rows_at(sin_ptr, start, sin_s, n * sin_s, VECTOR)
@@ -64,7 +64,7 @@ def load_rows(
 ):
     """Rows (n, BLOCK) from row ``start``, ``lanes`` away from it; zero where there are none."""
     d = columns(BLOCK, WIDE)
-    mask = whole_groups(there[:, None] & (d < width), VECTOR)
+    mask = cells(there[:, None], d < width, VECTOR)
     return tl.load(rows_at(x_ptr, start, x_s, lanes, VECTOR) + d * x_d, mask=mask, other=0.0)
 
 

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import re
 import textwrap
 from itertools import combinations
 
@@ -89,9 +90,9 @@ COMPILED = {
 CONSTANTS = {
     "WORK": tl.float32, "DOT": tl.bfloat16, "VALUE": tl.bfloat16, "SUM": tl.float32, "PRECISION": "ieee", "CAP": False,
     "SPLIT": False, "VECTOR": False, "WIDE": False, "BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_D": 16, "BLOCK_V": 32,
-    "BLOCK_R": 4,
+    "BLOCK_R": 4, "OUT": tl.bfloat16, "GRAD": tl.float32, "USED": True, "TABLES": False,
 }  # fmt: skip
-SCRATCH = ("lse_ptr", "top_ptr", "total_ptr", "part_ptr")  # of float32 whatever the inputs are
+SCRATCH = ("lse_ptr", "top_ptr", "total_ptr", "part_ptr", "delta_ptr", "dlse_ptr")  # of float32 whatever inputs are
 
 
 def compiled(kernel, dtype: str, changes: dict) -> dict[str, str]:
@@ -114,6 +115,29 @@ def test_a_gpus_code_writes_outputs_and_shares_of_them_alone(name, dtype, change
     outputs = set(STORED[name]) | ({"total_ptr"} if changes.get("SPLIT") else set())
     assert written_through(found["ptx"], KERNELS[name]) == outputs
     assert stored_through(found["ttir"]) == sorted(outputs)
+
+
+#: Those whose every tile is of tensors that VECTOR speaks of.
+EVEN = [f"{module}.{name}" for module, name in (
+    ("rope_qk", "qk_kernel"), ("rope_attention", "attention_kernel"),
+    ("rope_attention_backward", "query_gradient_kernel"), ("rope_attention_backward", "key_gradient_kernel"),
+)]  # fmt: skip
+
+
+def widths(ptx: str) -> set[int]:
+    """The bytes that accesses of global memory take at a time."""
+    found = re.findall(r"(?:ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)
+    copied = re.findall(r"cp\.async\.\S+ [^;]*?, (0x[0-9a-f]+|\d+)[,;]", ptx)
+    return {int(count or 1) * int(bits) // 8 for count, bits in found} | {int(size, 0) for size in copied}
+
+
+@pytest.mark.parametrize("name", EVEN)
+def test_even_tensors_are_accessed_16_bytes_at_a_time_and_no_others(name):
+    tile = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_V": 64}
+    even, others = (widths(compiled(KERNELS[name], "bf16", {**tile, "VECTOR": flag})["ptx"]) for flag in (True, False))
+    assert even - {4} == {16}  # what there is one of in a row is a float32
+    assert 2 in others
+    assert 16 not in others
 
 
 ROTATED = "(start_n + n)[:, None] * 64 + tl.arange(0, BLOCK_D)[None, :]"
