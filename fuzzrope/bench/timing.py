@@ -26,7 +26,7 @@ BATCH_SECONDS = 0.004  # of GPU time that a batch should take, if it can
 FEWEST, MOST = 3, 40  # calls of a batch
 LAUNCHED = 200  # calls of a batch whose launches are measured
 SHORTEST_WAIT, LONGEST_WAIT = 0.0005, 0.3  # seconds; a host that needs longer for a batch waits for the GPU itself
-MARGIN = 2.0  # times the host's last time that the next wait lasts
+MARGIN = 2.0  # times what the host took for the last batch that the GPU waits for the next
 
 
 class HostBoundError(Exception):
@@ -147,30 +147,33 @@ class GpuTime:
 
 
 class _Batches:
-    """Batches of one peer: how many calls each has, how long the GPU waits for them, and whose turn it is."""
+    """Batches of one peer: how many calls each has, what a call takes the host to queue, and whose turn it is."""
 
     def __init__(self, gpu: Gpu, runs: Sequence[Run]) -> None:
         self.gpu, self.runs = gpu, runs
-        self.calls, self.wait, self.next = 1, SHORTEST_WAIT, 0
+        self.calls, self.pace, self.next = 1, 0.0, 0
 
     def __call__(self) -> float:
         """Seconds of the GPU a call of a batch that the host has queued in time."""
-        while self.wait <= LONGEST_WAIT:
+        late = 0
+        while (wait := max(MARGIN * self.pace * self.calls, SHORTEST_WAIT)) <= LONGEST_WAIT:
             start, end = self.gpu.event(), self.gpu.event()
             self.gpu.synchronize()
-            self.gpu.wait(self.wait)
+            self.gpu.wait(wait)
             start.record()
             began = self.gpu.now()
             kept = [self.runs[(self.next + i) % len(self.runs)]() for i in range(self.calls)]
-            late, queued = start.query(), self.gpu.now() - began
+            in_time, queued = not start.query(), self.gpu.now() - began
             end.record()
             end.synchronize()
             del kept
             self.next += self.calls
-            if not late:
+            self.pace = queued / self.calls if in_time else max(queued, wait) / self.calls
+            if in_time:
                 return start.elapsed_time(end) * 1e-3 / self.calls
-            # Fewer calls too: the host waits once a thousand launches are queued.
-            self.wait, self.calls = MARGIN * max(self.wait, queued), max(self.calls // 2, 1)
+            late += 1
+            if late > 1:  # once a thousand launches are queued, the host waits however long the GPU does
+                self.calls = max(self.calls // 2, 1)
         raise HostBoundError("its host code waits for the GPU, or is too slow for its GPU time to be told apart")
 
 
