@@ -7,7 +7,6 @@ import gc
 import json
 import math
 import os
-import platform
 import secrets
 import subprocess
 import sys
@@ -47,7 +46,6 @@ from fuzzrope.run import Runner, RunnerError
 from fuzzrope.run.runner import Limits
 from fuzzrope.settings import PROFILES, Settings
 from fuzzrope.targets import LEVELS, TargetError, find_all
-from fuzzrope.versions import versions
 
 CORPUS = Path("corpus")
 DEVICES = ("cpu", "cuda", "auto")
@@ -160,26 +158,13 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
     log.close()
     if len(chosen) > 1:
         screen.close(run.broken)
-    report = json.dumps(machine.report(run, environment(settings), seed), indent=1, sort_keys=True) + "\n"
+    report = json.dumps(machine.report(run, machine.environment(settings), seed), indent=1, sort_keys=True) + "\n"
     for path in (folder / "report.json", options["json_path"]):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(report)
     tolerance.write(run, folder)
     sys.exit(run.exit_code)
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """What a figure depends on, for reports."""
-    processor = (
-        torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
-    )
-    return {
-        **versions(),
-        "device": settings.device,
-        "engine": settings.engine if settings.device == "cpu" else "cuda",
-        "processor": processor,
-    }
 
 
 def _console() -> Console:
@@ -315,16 +300,24 @@ def export(path: Path) -> None:
         raise Usage(done.stderr.strip().rpartition("\n")[2])
 
 
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[GROUP]... [OPTIONS]")
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measure the kernels beside their peers, on a GPU; `fuzzrope bench --help` says more."""
+    # Becomes another program, for it runs kernels in its own process.
+    os.execv(sys.executable, [sys.executable, "-m", "fuzzrope.bench", *arguments])
+
+
 @cli.command("doctor")
 def doctor_command() -> None:
     """Check this installation: versions, the child process, the engine, a GPU."""
     sys.exit(EXIT_PASS if examine(_console()) else EXIT_INTERNAL)
 
 
-def main() -> None:
+def main(command: click.Command = cli) -> None:
     """Run the command line; every way out has its exit code and no traceback for bad input."""
     try:
-        cli.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.UsageError as error:
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         click.echo(f"fuzzrope: {error.format_message()}{hint}", err=True)

@@ -6,17 +6,15 @@ hand may leave it out.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fuzzrope import atomic
 from fuzzrope.case import Case, CaseError, Fields
 from fuzzrope.findings import KINDS
 from fuzzrope.operations import OPERATIONS, Differentiable
@@ -95,24 +93,7 @@ def _field(digest: str) -> str:
 
 def save(path: Path, saved: Saved) -> None:
     """Write a case so that a kill at any moment leaves either the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".saving-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(dump(saved))
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # an interruption too must leave no temporary file
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    atomic.write(path, dump(saved))
 
 
 def _no_constant(text: str) -> Any:

@@ -15,7 +15,6 @@ import os
 import sys
 from pathlib import Path
 
-from fuzzrope.cli import environment
 from fuzzrope.events import Event, Finished
 from fuzzrope.parallel import run_parallel
 from fuzzrope.report import machine, tolerance
@@ -56,7 +55,7 @@ def main() -> None:
         share = settings.with_changes(max_examples=max(int(examples * options.part), 1))
         run_parallel(find(name), share, options.folder / "found", emit, options.jobs)
     options.folder.mkdir(parents=True, exist_ok=True)
-    report = machine.report(run, environment(settings), options.seed)
+    report = machine.report(run, machine.environment(settings), options.seed)
     executed = sum(one.finished.executed for one in run.targets if one.finished is not None)
     report["executed"] = executed
     for entry in report["targets"]:

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fuzzrope.events import Event, Example, Finished, Minimized, Seen, Started
 from fuzzrope.judge import GRADIENT, Errors
 from fuzzrope.report.summary import EXIT_PASS, Run, TargetRun
+from fuzzrope.settings import Settings
+from fuzzrope.versions import versions
 
 FORMAT = 1
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What a figure depends on, for reports."""
+    processor = (
+        torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
+    )
+    return {
+        **versions(),
+        "device": settings.device,
+        "engine": settings.engine if settings.device == "cpu" else "cuda",
+        "processor": processor,
+    }
 
 
 def report(run: Run, environment: dict[str, str], seed: int) -> dict[str, Any]:
