@@ -223,7 +223,7 @@ def is_wide(problem: Problem, tiles: Tiles, q: Sequence[Ints], k: Sequence[Ints]
     q and k are strides (batch, head, row, column) of tensors whose rows are packed, and of those of keys; ``width``
     is the largest number of columns of any.
     """
-    local = (tiles.rows - 1) // problem.group + 1
+    local = (tiles.rows - 1) // max(problem.group, 1) + 1
     farthest = problem.rows * problem.group + 2 * problem.keys + 2 * tiles.rows + 2 * tiles.keys
     tables = problem.tables
     for row, column in (tables[:2], tables[2:], *(strides[2:] for strides in (*q, *k))):

@@ -233,8 +233,6 @@ def gradients(
     q, k, v, cos, sin, o, lse = saved
     used = do is not None
     needs = (*needs[:2], needs[2] and used, *needs[3:])
-    if not lse.numel():
-        return [x.new_zeros(x.shape) if need else None for x, need in zip(saved, needs, strict=False)]
     problem = call.problem
     batch, heads, group, rows, keys = problem[:5]
     tiles = choose_tiles(problem.half, call.width_v, call.out)
@@ -257,12 +255,14 @@ def gradients(
         "VECTOR": is_even((*operands, do, *made), (*steps, *tables, do_steps), (problem.half, call.width_v)),
     }  # fmt: skip
     numbers = (*call.numbers, *steps[0], *steps[1], *steps[2], *problem.tables, *do_steps)
+    # Where no row meets a key, gradients are zero times the tables, and those of tables zero times q and k.
     programs = check_programs(NAME, ceil_div(rows * group, tiles.rows) * batch * heads)
-    query_gradient_kernel[(programs,)](
-        *operands, o, lse, do, dlse, delta, dq, *sums.of_q, *numbers, *dlse_steps, **constants
-    )
-    if keys and (needs[1] or needs[2] or sums.wanted):
-        programs = check_programs(NAME, ceil_div(keys, tiles.keys) * batch * heads)
+    if programs:
+        query_gradient_kernel[(programs,)](
+            *operands, o, lse, do, dlse, delta, dq, *sums.of_q, *numbers, *dlse_steps, **constants
+        )
+    programs = check_programs(NAME, ceil_div(keys, tiles.keys) * batch * heads)
+    if programs and (needs[1] or needs[2] or sums.wanted):
         key_gradient_kernel[(programs,)](*operands, lse, do, delta, dk, dv, *sums.of_k, *numbers, **constants)
     found: list[torch.Tensor | None] = [x if need else None for x, need in zip((dq, dk, dv), needs, strict=False)]
     return found + [sums.gradient(i, table) if needs[3 + i] else None for i, table in enumerate((cos, sin))]

@@ -160,8 +160,6 @@ def qk_gradients(
     needs: tuple[bool, ...],
 ) -> list[torch.Tensor | None]:
     """The gradients of q, k, cos and sin that are needed; ``saved`` are these."""
-    if not ds.numel():
-        return [x.new_zeros(x.shape) if need else None for x, need in zip(saved, needs, strict=True)]
     batch, heads, group, rows, keys = problem[:5]
     dot = torch.promote_types(problem.dot, ds.dtype)
     tiles = choose_tiles(problem.half, dot)
@@ -180,11 +178,12 @@ def qk_gradients(
         "VECTOR": is_even((q, k, cos, sin, *made), steps, (problem.half,)), **tiles.options,
     }  # fmt: skip
     numbers = (*problem.sizes, problem.scale, *q_steps, *k_steps, *problem.tables, *ds_steps)
-    if needs[0] or sums.wanted:
-        programs = check_programs(NAME, ceil_div(rows * group, tiles.rows) * batch * heads)
+    # Where no row meets a key, gradients are zero times the tables, and those of tables zero times q and k.
+    programs = check_programs(NAME, ceil_div(rows * group, tiles.rows) * batch * heads)
+    if programs and (needs[0] or sums.wanted):
         query_gradient_kernel[(programs,)](q, k, cos, sin, ds, dq, *sums.of_q, *numbers, **constants)
-    if needs[1] or sums.wanted:
-        programs = check_programs(NAME, ceil_div(keys, tiles.keys) * batch * heads)
+    programs = check_programs(NAME, ceil_div(keys, tiles.keys) * batch * heads)
+    if programs and (needs[1] or sums.wanted):
         key_gradient_kernel[(programs,)](q, k, cos, sin, ds, dk, *sums.of_k, *numbers, **constants)
     found: list[torch.Tensor | None] = [dq if needs[0] else None, dk if needs[1] else None]
     return found + [sums.gradient(i, table) if needs[2 + i] else None for i, table in enumerate((cos, sin))]

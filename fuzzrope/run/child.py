@@ -33,6 +33,9 @@ from fuzzrope.run.loading import load
 from fuzzrope.run.pretend import pretend_cuda
 from fuzzrope.run.tamper import Seal, threads_left
 
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+_TARGETS: tuple[str, ...] = tuple(os.path.join(_OURS, name, "") for name in ("specimens", "wild"))
+
 PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision; the first is torch's default
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator")
 
@@ -299,15 +302,11 @@ def _raised(error: BaseException) -> dict[str, Any]:
 
 
 def _where(error: BaseException) -> str:
-    """``file:line in function`` of the innermost frame outside installed packages."""
+    """``file:line in function`` of the innermost frame outside installed packages and the judge's own code."""
     place = ""
-    ours = os.path.dirname(os.path.abspath(__file__))
     for frame in traceback.extract_tb(error.__traceback__):
-        if (
-            "site-packages" not in frame.filename
-            and "<frozen" not in frame.filename
-            and not frame.filename.startswith(ours)
-        ):
+        ours = frame.filename.startswith(_OURS) and not frame.filename.startswith(_TARGETS)
+        if "site-packages" not in frame.filename and "<frozen" not in frame.filename and not ours:
             place = f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}"
     return place
 

@@ -150,3 +150,17 @@ def test_rows_without_keys_and_keys_without_rows_have_gradients_of_zero(launchin
     ):
         for gradient in gradients(call, call.ours, call.names, "contiguous"):
             assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("of", ["q", "k", "cos", "sin"])
+@pytest.mark.parametrize("empty", [{"rows": 0}, {"keys": 0}, {"group": 0}, {"batch": 0}], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_of_nothing_is_zero_times_what_it_is_of(launching, name, empty, of):
+    call = Call(name, **empty)
+    found = []
+    for function in (call.ours, call.twin):
+        inputs = call.inputs()
+        inputs[call.names.index(of)].fill_(float("inf"))
+        outputs = tensors_of(function(*(x.requires_grad_() for x in inputs)))
+        found.append(torch.autograd.grad(outputs[0].sum(), inputs))
+    torch.testing.assert_close(*found, equal_nan=True)
