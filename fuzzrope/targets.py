@@ -129,7 +129,17 @@ REGISTERED: tuple[Target, ...] = (
         operation="rope_placed",
         level="strict",
         exact=True,
+        gradients=True,
         summary="its function, with positions",
+    ),
+    Target(
+        "kernels.rope_batched",
+        "kernels:rope",
+        operation="rope_batched",
+        level="strict",
+        exact=True,
+        gradients=True,
+        summary="its function, with tables of each batch",
     ),
     Target(
         "kernels.reference",

@@ -79,9 +79,14 @@ def _form(name: str, x: torch.Tensor, rank: int) -> Meta:
     return form
 
 
-def forms_of(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[Meta, Meta, Meta, Meta]:
-    """The forms of the arguments; raises TypeError or ValueError for what the kernel's contract leaves out."""
-    forms = _form("q", q, 4), _form("k", k, 4), _form("cos", cos, 2), _form("sin", sin, 2)
+def forms_of(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, tables: int = 2
+) -> tuple[Meta, Meta, Meta, Meta]:
+    """The forms of the arguments, whose tables have so many dimensions.
+
+    Raises TypeError or ValueError for what the kernel's contract leaves out.
+    """
+    forms = _form("q", q, 4), _form("k", k, 4), _form("cos", cos, tables), _form("sin", sin, tables)
     device = q.device
     for name, x in (("k", k), ("cos", cos), ("sin", sin)):
         if x.device != device:

@@ -19,6 +19,8 @@ from kernels import reference
 from kernels.forms import Turn, allocate, forms_of
 from kernels.launch import can_launch
 from kernels.outputs import plan_outputs
+from kernels.placed import Call, checked, has_places, launch_placed, pass_through, placed_outputs
+from kernels.placed_backward import pull_back_placed
 from kernels.rope import launch, make_plan
 from kernels.rope_backward import pull_back
 
@@ -31,27 +33,38 @@ Tensor = torch.Tensor
 @torch.library.custom_op(
     "rope_kernels::rope",
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved=False, int? rotary_dim=None) "
-    "-> (Tensor, Tensor)",
+    schema="(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved=False, int? rotary_dim=None, "
+    "Tensor? positions=None) -> (Tensor, Tensor)",
     tags=(EXACT,),
 )
 def rotated(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, rotary_dim: int | None = None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, rotary_dim: int | None = None,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """q and k as :func:`kernels.rope.rope` rotates them, in fresh memory; raises what it raises."""
-    forms = forms_of(q, k, cos, sin)
-    plan = make_plan(*forms, _turn(forms[0].shape[3], interleaved, rotary_dim))
-    if can_launch(q.device):
-        return launch(plan, q, k, cos, sin)
-    out_q, out_k = allocate((plan.out_q, plan.out_k), q.device)
-    own_q, own_k, *_ = _twin(q, k, cos, sin, interleaved, rotary_dim)
+    if has_places(cos, positions):
+        call = checked(q, k, cos, sin, interleaved, rotary_dim, positions)
+        if can_launch(q.device):
+            return launch_placed(call, q, k, cos, sin)
+        out_q, out_k = placed_outputs(q, k, cos, sin)
+    else:
+        forms = forms_of(q, k, cos, sin)
+        plan = make_plan(*forms, _turn(forms[0].shape[3], interleaved, rotary_dim))
+        if can_launch(q.device):
+            return launch(plan, q, k, cos, sin)
+        out_q, out_k = allocate((plan.out_q, plan.out_k), q.device)
+    own_q, own_k, *_ = _twin(q, k, cos, sin, interleaved, rotary_dim, positions)
     return out_q.copy_(own_q), out_k.copy_(own_k)
 
 
 @rotated.register_fake
 def _(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, rotary_dim: int | None = None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, rotary_dim: int | None = None,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if has_places(cos, positions):
+        checked(q, k, cos, sin, interleaved, rotary_dim, positions)
+        return placed_outputs(q, k, cos, sin)
     forms = forms_of(q, k, cos, sin)
     return allocate(plan_outputs(*forms, _turn(forms[0].shape[3], interleaved, rotary_dim)), q.device)
 
@@ -62,8 +75,11 @@ def _turn(width: int, interleaved: bool, rotary_dim: int | None) -> Turn | None:
 
 
 def _twin(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rotary_dim: int | None
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rotary_dim: int | None, positions: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if has_places(cos, positions):
+        columns = q.shape[3] if rotary_dim is None else rotary_dim
+        return reference.rope_placed(q, k, cos, sin, interleaved, columns, positions)
     turn = _turn(q.shape[3], interleaved, rotary_dim)
     if turn is None:
         return reference.rope(q, k, cos, sin)
@@ -75,13 +91,13 @@ def _twin(
     mutates_args=(),
     schema="(Tensor? grad_q, Tensor? grad_k, Tensor? q, Tensor? k, Tensor cos, Tensor sin, SymInt[] size_q, "
     "SymInt[] size_k, ScalarType dtype_q, ScalarType dtype_k, bool[] needs, bool interleaved=False, "
-    "int? rotary_dim=None) -> Tensor[]",
+    "int? rotary_dim=None, Tensor? positions=None) -> Tensor[]",
     tags=(EXACT,),
 )
 def pulled_back(
     grad_q: Tensor | None, grad_k: Tensor | None, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor,
     size_q: Sequence[int], size_k: Sequence[int], dtype_q: torch.dtype, dtype_k: torch.dtype, needs: Sequence[bool],
-    interleaved: bool = False, rotary_dim: int | None = None,
+    interleaved: bool = False, rotary_dim: int | None = None, positions: Tensor | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Those gradients of q, k, cos and sin that are needed and that a gradient given leads to, in this order.
 
@@ -89,16 +105,22 @@ def pulled_back(
     ``size_q``, ``dtype_q`` and so on, may be None where no table needs a gradient; the tables are uncut.
     """
     forms = ((tuple(size_q), dtype_q), (tuple(size_k), dtype_k), *((tuple(t.shape), t.dtype) for t in (cos, sin)))
+    given = (grad_q, grad_k), (q, k), (cos, sin), forms, needs
     turn = Turn.of(size_q[3], interleaved, rotary_dim)
-    way = pull_back if can_launch(cos.device) else reference.pull_back
-    return [found for found in way((grad_q, grad_k), (q, k), (cos, sin), forms, needs, turn) if found is not None]
+    if not can_launch(cos.device):
+        found = reference.pull_back(*given, turn, positions)
+    elif has_places(cos, positions):
+        found = pull_back_placed(*given, Call(turn, positions))
+    else:
+        found = pull_back(*given, turn)
+    return [gradient for gradient in found if gradient is not None]
 
 
 @pulled_back.register_fake
 def _(
     grad_q: Tensor | None, grad_k: Tensor | None, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor,
     size_q: Sequence[int], size_k: Sequence[int], dtype_q: torch.dtype, dtype_k: torch.dtype, needs: Sequence[bool],
-    interleaved: bool = False, rotary_dim: int | None = None,
+    interleaved: bool = False, rotary_dim: int | None = None, positions: Tensor | None = None,
 ) -> list[Tensor]:  # fmt: skip
     forms = [(size_q, dtype_q), (size_k, dtype_k), (cos.shape, cos.dtype), (sin.shape, sin.dtype)]
     found = _found((grad_q, grad_k), needs)
@@ -112,10 +134,10 @@ def _found(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> list[bo
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, cos, sin, *ctx.options = inputs
+    q, k, cos, sin, *ctx.options, positions = inputs
     needs = ctx.needs_input_grad
     tables = needs[2] or needs[3]
-    ctx.save_for_backward(*(x if tables else None for x in (q, k)), cos, sin)
+    ctx.save_for_backward(*(x if tables else None for x in (q, k)), cos, sin, positions)
     ctx.forms = q.shape, k.shape, q.dtype, k.dtype
     ctx.set_materialize_grads(False)
 
@@ -125,25 +147,33 @@ def _pull_back(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[
     places = [i for i, there in enumerate(_found((grad_q, grad_k), needs)) if there]
     gradients: list[Tensor | None] = [None] * 4
     if places:
-        some = pulled_back(grad_q, grad_k, *ctx.saved_tensors, *ctx.forms, needs, *ctx.options)
+        *saved, positions = ctx.saved_tensors
+        some = pulled_back(grad_q, grad_k, *saved, *ctx.forms, needs, *ctx.options, positions)
         for i, gradient in zip(places, some, strict=True):
             gradients[i] = gradient
-    return *gradients, None, None
+    return *gradients, None, None, None
 
 
 rotated.register_autograd(_pull_back, setup_context=_remember)
 
 
 def traced(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rotary_dim: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rotary_dim: int | None,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """:func:`kernels.rope.rope` for tensors that stand for others: one operator where a kernel would be launched.
 
     Under a transform of ``torch.func`` it is the eager twin, which can be batched and differentiated any way:
     PyTorch's operators have no gradients there.
     """
-    forms = forms_of(q, k, cos, sin)
+    placed = has_places(cos, positions)
+    if placed:
+        checked(q, k, cos, sin, interleaved, rotary_dim, positions)
+    else:
+        forms_of(q, k, cos, sin)
     if torch._C._are_functorch_transforms_active() or not can_launch(q.device):
-        return _twin(q, k, cos, sin, interleaved, rotary_dim)
-    rows = forms[0].shape[2]
+        return _twin(q, k, cos, sin, interleaved, rotary_dim, positions)
+    if placed:
+        return *rotated(q, k, cos, sin, interleaved, rotary_dim, positions), *pass_through(cos, sin, q, positions)
+    rows = q.shape[2]
     return *rotated(q, k, cos, sin, interleaved, rotary_dim), cos[:rows], sin[:rows]

@@ -1,7 +1,7 @@
-"""RoPE with positions, or with tables of each batch: the kernel, its gradients, and what they accept.
+"""RoPE with positions, or with tables of each batch: the kernel, its launch, and what they accept.
 
 The plain twin is :func:`kernels.reference.rope_placed`. A kernel of its own, so that the one without positions
-stays as it is. All indices are of 64 bits.
+stays as it is. All indices are of 64 bits. Gradients are :mod:`kernels.placed_backward`'s.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from kernels import reference
-from kernels.forms import Meta, Turn, forms_of, is_plain
+from kernels.forms import Turn, forms_of, is_plain
 from kernels.launch import TL_DTYPES, broadcast_strides, can_launch, ceil_div, choose_tile
 from kernels.outputs import promoted
 from kernels.rotation import rotate
@@ -94,19 +93,6 @@ def placed_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["count", "columns"])
-def sum_places_kernel(out_ptr, terms_ptr, positions_ptr, count, columns, DTYPE: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Row r of out (R, columns): the sum of those of terms (count, columns) whose position is r, in their order."""
-    across = tl.cdiv(columns, BLOCK_C)
-    row = (tl.program_id(0) // across).to(tl.int64)
-    d = (tl.program_id(0) % across).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros((BLOCK_C,), DTYPE)
-    for i in range(0, count):
-        own = tl.load(positions_ptr + i).to(tl.int64) == row
-        total += tl.load(terms_ptr + (tl.cast(i, tl.int64) * columns + d), mask=(d < columns) & own, other=0.0)
-    tl.store(out_ptr + (row * columns + d), total, mask=d < columns)
-
-
 class Call(NamedTuple):
     """What is checked of a call: how columns turn, and where tables are read, None by their own rows."""
 
@@ -126,7 +112,7 @@ def _check(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tenso
     else:
         batches = [("cos", cos.shape[0]), ("sin", sin.shape[0])]
         for name, table in (("cos", cos), ("sin", sin)):
-            if min(table.shape[1], rows) not in (1, rows):
+            if table.shape[1] < rows and table.shape[1] != 1:
                 raise ValueError(f"rope: {name} {tuple(table.shape)} has too few rows for q's {rows}")
     for name, table in (("cos", cos), ("sin", sin)):
         if table.shape[-1] not in (1, columns // 2):
@@ -154,6 +140,28 @@ def _accepted(positions: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tens
         raise ValueError(f"rope: all tensors must be on one device: q on {q.device}, positions on {positions.device}")
 
 
+def has_places(cos: torch.Tensor, positions: torch.Tensor | None) -> bool:
+    """Whether a call is this module's: it has positions, or tables of three dimensions."""
+    return positions is not None or (isinstance(cos, torch.Tensor) and cos.dim() == 3)
+
+
+def checked(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    interleaved: bool,
+    rotary_dim: int | None,
+    positions: torch.Tensor | None,
+) -> Call:
+    """What is asked for; raises what :func:`kernels.rope.rope` documents."""
+    _accepted(positions, cos, sin, q)
+    width = forms_of(q, k, cos, sin, 3 if positions is None else 2)[0].shape[3]
+    call = Call(Turn.of(width, interleaved, rotary_dim), positions)
+    _check(q, k, cos, sin, call)
+    return call
+
+
 def rope_placed(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -164,30 +172,64 @@ def rope_placed(
     positions: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """:func:`kernels.rope.rope` with positions, or with tables of three dimensions."""
-    _accepted(positions, cos, sin, q)
-    flat = (
-        (cos, sin) if positions is not None else (cos[0] if len(cos) else cos[:, 0], sin[0] if len(sin) else sin[:, 0])
-    )
-    width = forms_of(q, k, *flat)[0].shape[3]
-    call = Call(Turn.of(width, interleaved, rotary_dim), positions)
-    _check(q, k, cos, sin, call)
-    plain = is_plain(q, k, cos, sin) and not torch.compiler.is_compiling()
-    if not plain or not can_launch(q.device):
+    if torch.compiler.is_compiling() or not is_plain(q, k, cos, sin):
+        from kernels.operators import traced
+
+        return traced(q, k, cos, sin, interleaved, rotary_dim, positions)
+    call = checked(q, k, cos, sin, interleaved, rotary_dim, positions)
+    if not can_launch(q.device):
         return reference.rope_placed(q, k, cos, sin, interleaved, call.turn.columns, positions)
-    passed = [table[:] if positions is not None else table[:, : q.shape[2]] for table in (cos, sin)]
-    out_q, out_k = _Placed.apply(call, q, k, cos, sin)
-    return out_q, out_k, passed[0], passed[1]
+    passed = pass_through(cos, sin, q, positions)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, cos, sin)):
+        from kernels.placed_backward import differentiable_placed  # it launches the kernel above
+
+        return *differentiable_placed(call, q, k, cos, sin), *passed
+    return *launch_placed(call, q, k, cos, sin), *passed
 
 
-def _empty(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    batch, heads, seq, width = x.shape
-    return torch.empty((batch, seq, heads, width), dtype=dtype, device=x.device).transpose(1, 2)
+def pass_through(
+    cos: torch.Tensor, sin: torch.Tensor, q: torch.Tensor, positions: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tables as they come back: views, whole with positions, otherwise cut to q's rows."""
+    if positions is not None:
+        return cos[:], sin[:]
+    rows = q.shape[2]
+    return cos[:, :rows], sin[:, :rows]
 
 
-def _launch(
+def placed_outputs(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fresh memory for both outputs: transposed views of contiguous (B, S, H, D)."""
+    types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
+
+    def empty(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        batch, heads, seq, width = x.shape
+        return torch.empty((batch, seq, heads, width), dtype=dtype, device=x.device).transpose(1, 2)
+
+    return empty(q, types["Q_OUT_DTYPE"]), empty(k, types["K_OUT_DTYPE"])
+
+
+def launch_placed(
+    call: Call, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q and k rotated in fresh memory, by one launch or none; PyTorch copies the other columns."""
+    outs = placed_outputs(q, k, cos, sin)
+    turn_all((q, k), (cos, sin), outs, call, False)
+    columns = call.turn.columns
+    if columns < q.shape[3]:
+        for x, out in zip((q, k), outs, strict=True):
+            out[..., columns:].copy_(x[..., columns:])
+    return outs
+
+
+def turn_all(
     given: Sequence[torch.Tensor], tables: Sequence[torch.Tensor], outs: Sequence[torch.Tensor], call: Call, back: bool
 ) -> None:
-    """Rotate the turned columns of both given into outs of the same shapes, in one launch, or none."""
+    """Rotate the turned columns of both given into outs of the same shapes, in one launch, or none.
+
+    ``back`` turns gradients of the outputs back into those of the inputs.
+    """
     turn, positions = call.turn, call.positions
     half, seq = turn.columns // 2, given[0].shape[2]
     tile = choose_tile(half)
@@ -225,92 +267,3 @@ def _launch(
         programs[0], seq, half, *(len(t) for t in tables), *sizes, *steps, **types,
         PLACED=positions is not None, BLOCK_R=tile.rows, BLOCK_C=tile.columns, BACK=back, enable_fp_fusion=False,
     )  # fmt: skip
-
-
-class _Placed(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, call: Call, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
-        outs = _empty(q, types["Q_OUT_DTYPE"]), _empty(k, types["K_OUT_DTYPE"])
-        _launch((q, k), (cos, sin), outs, call, False)
-        for x, out in zip((q, k), outs, strict=True):
-            out[..., call.turn.columns :].copy_(x[..., call.turn.columns :])
-        needs = ctx.needs_input_grad[1:]
-        ctx.call, ctx.forms = call, [Meta.of(x) for x in (q, k, cos, sin)]
-        tables = needs[2] or needs[3]
-        turned = needs[0] or needs[1]
-        places = call.positions
-        ctx.save_for_backward(
-            *(x if tables else None for x in (q, k)), *(x if turned else None for x in (cos, sin)), places
-        )
-        ctx.set_materialize_grads(False)
-        constant = [out for out, need in zip(outs, needs, strict=False) if not (need or tables)]
-        ctx.mark_non_differentiable(*constant)
-        return outs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        q, k, cos, sin, positions = ctx.saved_tensors
-        needs, call = ctx.needs_input_grad[1:], Call(ctx.call.turn, positions)
-        found: list[torch.Tensor | None] = [None] * 4
-        for i, g in enumerate(gradients):
-            if g is not None and needs[i]:
-                found[i] = torch.empty(ctx.forms[i].shape, dtype=ctx.forms[i].dtype, device=g.device)
-        _turn_back(gradients, (cos, sin), found, call)
-        if (needs[2] or needs[3]) and any(g is not None for g in gradients):
-            pairs = [(g, x) for g, x in zip(gradients, (q, k), strict=True) if g is not None]
-            for i in (2, 3):
-                if needs[i]:
-                    found[i] = _table_gradient(pairs, i == 2, ctx.forms[i], call)
-        return None, *found
-
-
-def _turn_back(
-    gradients: Sequence[torch.Tensor | None], tables: Sequence[torch.Tensor], found: Sequence[Any], call: Call
-) -> None:
-    """Rotate gradients back into those found, and copy those of columns that were copied."""
-    pairs = [(g, out) for g, out in zip(gradients, found, strict=False) if g is not None and out is not None]
-    if not pairs:
-        return
-    if len(pairs) == 1:  # nothing to do for the other: a tensor without heads
-        g, out = pairs[0]
-        pairs.append((g[:, :0], out[:, :0]))
-    _launch([g for g, _ in pairs], tables, [out for _, out in pairs], call, True)
-    for g, out in pairs:
-        out[..., call.turn.columns :] = g[..., call.turn.columns :] + 0.0  # as eager, which leaves no -0
-
-
-def _table_gradient(
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], is_cos: bool, form: Meta, call: Call
-) -> torch.Tensor:
-    """The gradient of cos or sin: over heads first, then over the rows that used a row, each in one order."""
-    from kernels.rope_backward import _sum_products, _sum_type
-
-    positions, total = call.positions, None
-    seq = pairs[0][0].shape[2]
-    if positions is None:
-        kept = form.shape[0], 1, min(form.shape[1], seq), form.shape[2]
-    else:
-        kept = (positions.shape[0] if positions.dim() == 2 else 1), 1, seq, form.shape[1]
-    for g, x in pairs:
-        part = torch.zeros(kept, dtype=_sum_type(g), device=g.device)
-        first, second = (part, None) if is_cos else (None, part)
-        _sum_products(first, second, *call.turn.pairs(g), *call.turn.pairs(x))
-        total = part if total is None else total + part
-    assert total is not None
-    gradient = torch.zeros(form.shape, dtype=form.dtype, device=total.device)
-    if positions is None:
-        gradient[:, :seq] = total[:, 0]
-        return gradient
-    count, (rows, columns) = positions.numel(), form.shape
-    if not (count and rows and columns):
-        return gradient
-    tile = choose_tile(columns)
-    sums = torch.empty(form.shape, dtype=total.dtype, device=total.device)
-    sum_places_kernel[(rows * ceil_div(columns, tile.columns),)](
-        sums, total, positions.contiguous(), count, columns, DTYPE=TL_DTYPES[sums.dtype], BLOCK_C=tile.columns
-    )
-    return gradient.copy_(sums)

@@ -104,9 +104,11 @@ def pull_back(
     forms: Sequence[tuple[tuple[int, ...], torch.dtype]],
     needs: Sequence[bool],
     turn: Turn,
+    positions: torch.Tensor | None = None,
 ) -> list[torch.Tensor | None]:
     """Twin of :func:`kernels.rope_backward.pull_back`, where autograd cannot be asked: sums in float32 or float64.
 
+    With ``positions``, or tables of three dimensions, it is that of :func:`kernels.placed_backward.pull_back_placed`.
     With halves (g1, g2) of an output's gradient and (x1, x2) of its input: dx1 = g1*c + g2*s, dx2 = g2*c - g1*s,
     dcos = g1*x1 + g2*x2, dsin = g2*x1 - g1*x2, each summed over what was broadcast.
     """
@@ -116,7 +118,7 @@ def pull_back(
         if gradient is None:
             continue
         wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-        cos, sin = (table[:rows].to(wide) for table in tables)
+        cos, sin = (_rows(table, positions, rows).to(wide) for table in tables)
         g1, g2 = turn.across(gradient.shape[3] - rest).pairs(gradient.to(wide))
         if needs[i]:
             dx = torch.zeros(forms[i][0], dtype=wide, device=gradient.device)
@@ -129,19 +131,32 @@ def pull_back(
             continue
         x1, x2 = (half.to(wide) for half in turn.pairs(x))
         for j, part in ((2, g1 * x1 + g2 * x2), (3, g2 * x1 - g1 * x2)):
-            own = part.sum_to_size((min(forms[j][0][0], rows), forms[j][0][1]))
+            own = part.sum_to_size((cos, sin)[j - 2].shape)
             before = sums[j]
             sums[j] = own if before is None else before + own
-    return [_padded(total, *forms[i]) if needs[i] else None for i, total in enumerate(sums)]
+    found: list[torch.Tensor | None] = [None] * 4
+    for i, (total, (shape, dtype)) in enumerate(zip(sums, forms, strict=True)):
+        if total is not None and needs[i]:
+            found[i] = (total if i < 2 else _back_in_table(total, shape, positions)).to(dtype)
+    return found
 
 
-def _padded(total: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
-    """A sum in an input's own dtype, with zeros for rows of a table that are not in use."""
-    if total is None:
-        return None
-    whole = torch.zeros(shape, dtype=dtype, device=total.device)
-    whole[: total.shape[0]] = total
-    return whole
+def _rows(table: torch.Tensor, positions: torch.Tensor | None, rows: int) -> torch.Tensor:
+    """What rows of q use of a table of any kind, as (1 or B, 1, 1 or S, W)."""
+    if positions is None and table.dim() == 2:
+        return table[None, None, :rows]
+    return _place(table, positions, rows).transpose(1, 2)
+
+
+def _back_in_table(total: torch.Tensor, shape: tuple[int, ...], positions: torch.Tensor | None) -> torch.Tensor:
+    """Sums over (1 or B, 1, 1 or S, W) as the gradient of a table: zero in rows that turned nothing."""
+    whole = torch.zeros(shape, dtype=total.dtype, device=total.device)
+    if positions is None:
+        whole[..., : total.shape[2], :] = total[:, 0] if len(shape) == 3 else total[0, 0]
+        return whole
+    at = positions.long().reshape(-1)
+    inside = (at >= 0) & (at < shape[0])
+    return whole.index_add_(0, at[inside], total.reshape(-1, shape[1])[inside])
 
 
 def without_autocast(x: torch.Tensor) -> AbstractContextManager[object]:

@@ -19,6 +19,7 @@ from kernels.forms import Meta, Turn, allocate, forms_of, is_plain
 from kernels.launch import INT32_MAX, TL_DTYPES, Tile, broadcast_strides, can_launch, ceil_div, choose_tile
 from kernels.layout import Ints, View
 from kernels.outputs import cut, plan_outputs, promoted
+from kernels.placed import has_places, rope_placed
 from kernels.rotation import rotate
 
 __all__ = ["rope"]
@@ -270,9 +271,7 @@ def rope(
     Gradients are :mod:`kernels.rope_backward`'s. What traces instead of running (``torch.compile``,
     ``torch.export``, fake tensors, ``torch.func``) meets one operator, :mod:`kernels.operators`.
     """
-    if positions is not None or (isinstance(cos, torch.Tensor) and cos.dim() == 3):
-        from kernels.placed import rope_placed
-
+    if has_places(cos, positions):
         return rope_placed(q, k, cos, sin, interleaved, rotary_dim, positions)
     if torch.compiler.is_compiling() or not is_plain(q, k, cos, sin):
         from kernels.operators import traced

@@ -68,7 +68,7 @@ def sum_products_kernel(
         tl.store(second_ptr + (b * second_b + h * second_h + s * second_s + d * second_d), second, mask=mask)
 
 
-def _sum_products(
+def sum_products(
     first: torch.Tensor | None, second: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor,
     n: torch.Tensor,
 ) -> None:  # fmt: skip
@@ -96,7 +96,7 @@ def _sum_products(
     )  # fmt: skip
 
 
-def _sum_type(g: torch.Tensor) -> torch.dtype:
+def sum_type(g: torch.Tensor) -> torch.dtype:
     """What sums are held in: float32, or float64 for an output of it."""
     return torch.float64 if g.dtype == torch.float64 else torch.float32
 
@@ -215,9 +215,9 @@ def pull_back(
 
 def _reduced(g: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, shape: Ints, turn: Turn) -> torch.Tensor:
     """The gradient of columns of this shape that were broadcast against the tables, before its rounding."""
-    dx = torch.empty(shape, dtype=_sum_type(g), device=g.device)
+    dx = torch.empty(shape, dtype=sum_type(g), device=g.device)
     columns = 2 * max(shape[3] // 2, cos.shape[1], sin.shape[1])
-    _sum_products(*turn.pairs(dx), *turn.across(columns).pairs(g), cos[None, None], sin[None, None])
+    sum_products(*turn.pairs(dx), *turn.across(columns).pairs(g), cos[None, None], sin[None, None])
     return dx
 
 
@@ -231,13 +231,13 @@ def _tables(
     totals: list[torch.Tensor | None] = [None, None]
     for g, x in pairs:
         sums = [
-            torch.empty(cut, dtype=_sum_type(g[0]), device=g[0].device) if need else None
+            torch.empty(cut, dtype=sum_type(g[0]), device=g[0].device) if need else None
             for cut, need in zip(cuts, needs, strict=True)
         ]
         together = [sums] if cuts[0] == cuts[1] else [[sums[0], None], [None, sums[1]]]
         for first, second in together:
             if first is not None or second is not None:
-                _sum_products(first, second, *g, *x)
+                sum_products(first, second, *g, *x)
         totals = [t if part is None else part if t is None else t + part for t, part in zip(totals, sums, strict=True)]
     found: list[torch.Tensor | None] = []
     for total, (shape, dtype) in zip(totals, forms, strict=True):

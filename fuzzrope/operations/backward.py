@@ -58,13 +58,18 @@ def is_wanted(draw: Draw, pins: Mapping[str, Any]) -> bool:
 
 def differentiated(draw: Draw, pins: Mapping[str, Any], case: Case, forms: Forms) -> Case:
     """A valid case with something to differentiate; ``forms`` are dtype and shape of each output, in order."""
-    names = tuple(name for name, _ in case.tensors)
+    names = _floating(case)
     chosen = pins.get("requires") or draw.mostly(subsets(names))
     # One tensor that is two inputs requires a gradient or does not.
     chosen = tuple(name for name in names if any(case[name] == case[other] for other in chosen))
     used = pins.get("used") or draw.mostly(tuple(uses(tuple(forms)).values()))
     cotangents = tuple((name, _cotangent(draw, pins, name, *forms[name])) for name in sorted(used))
     return replace(case, backward=Backward(chosen, cotangents))
+
+
+def _floating(case: Case) -> tuple[str, ...]:
+    """The inputs that can have a gradient."""
+    return tuple(name for name, spec in case.tensors if spec.dtype in FLOATS)
 
 
 def _cotangent(draw: Draw, pins: Mapping[str, Any], name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
@@ -118,9 +123,9 @@ def classify(case: Case, outputs: tuple[str, ...]) -> Iterator[str]:
     """The strata of gradients that a valid case lies in, but for those of its shape."""
     assert case.backward is not None
     cotangents = dict(case.backward.cotangents)
-    every = requires(tuple(name for name, _ in case.tensors))
+    every = requires(_floating(case))
     yield from (f"gradient of: {name}" for name, some in every.items() if some == case.backward.requires)
-    dtypes = {spec.dtype for _, spec in case.tensors}
+    dtypes = {case[name].dtype for name in _floating(case)}
     yield from (f"gradient dtype: {dtype}" for dtype in dtypes if len(dtypes) == 1)
     for spec in cotangents.values():
         shown = traits(spec)

@@ -26,8 +26,8 @@ MAX_NARROW = 24  # digits of formats whose products float64 holds exactly
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
-    """Products left*right (terms, elements) of one gradient, and how eager PyTorch rounds on its way to them.
+class Terms:
+    """Products left*right, both float64 (terms, elements), of one gradient, and how eager rounds on its way to them.
 
     Attributes:
         passes: the format that the left factor is converted to and the product is rounded to.
@@ -52,15 +52,15 @@ def gradients(tensors: Tensors, cotangents: Tensors, requires: tuple[str, ...]) 
     """Envelopes of the gradients of these inputs, those left out that no output in use depends on."""
     numbers = {name: t.detach().to(torch.float64).numpy() for name, t in tensors.items()}
     rows = numbers["q"].shape[2]
-    terms: dict[str, list[_Terms]] = {name: [] for name in tensors}
+    terms: dict[str, list[Terms]] = {name: [] for name in tensors}
     for output, cotangent in cotangents.items():
         g = cotangent.to(torch.float64).numpy()
         if output in ("cos", "sin"):
             form = format_of(tensors[output].dtype)
             column = _columns(g, g.shape)
-            terms[output].append(_Terms(column, np.ones_like(column), form, form, 1, multiplied=False))
+            terms[output].append(Terms(column, np.ones_like(column), form, form, 1, multiplied=False))
         else:
-            for name, found in _products(output, tensors, numbers, g, rows).items():
+            for name, found in terms_of(output, tensors, numbers, g, rows).items():
                 terms[name] += found
     envelopes = {}
     for name in requires:
@@ -69,13 +69,13 @@ def gradients(tensors: Tensors, cotangents: Tensors, requires: tuple[str, ...]) 
             # Where one tensor is several inputs, eager adds their gradients.
             adds = max(sum(t.uses for t in terms[other]) for other in alike) - 1 + len(alike) - 1
             found = [t for other in alike for t in terms[other]]
-            envelopes[name] = _envelope(found, adds, format_of(tensors[name].dtype), tensors[name].numel())
+            envelopes[name] = sum_of(found, adds, format_of(tensors[name].dtype), tensors[name].numel())
     return envelopes
 
 
-def _products(
+def terms_of(
     output: str, tensors: Tensors, numbers: Mapping[str, Array], g: Array, rows: int
-) -> dict[str, list[_Terms]]:
+) -> dict[str, list[Terms]]:
     """The products that the cotangent g of one output adds to each gradient, by input."""
     x, cos, sin = numbers[output], numbers["cos"][:rows, None, :], numbers["sin"][:rows, None, :]
     halves = x.reshape(*x.shape[:3], 2, x.shape[3] // 2)  # (batch, head, position, half, column)
@@ -83,14 +83,14 @@ def _products(
     crossed = np.stack([straight[..., 1, :], -straight[..., 0, :]], axis=3)
     dtypes = [torch.promote_types(tensors[output].dtype, tensors[name].dtype) for name in ("cos", "sin")]
     comes = format_of(torch.promote_types(*dtypes))
-    found: dict[str, list[_Terms]] = {output: []}
+    found: dict[str, list[Terms]] = {output: []}
     for name, table, factor, dtype in zip(("cos", "sin"), (cos, sin), (straight, crossed), dtypes, strict=True):
         full, form = factor.shape, format_of(dtype)
         early = np.broadcast_shapes(halves.shape, table.shape) != full
         for wanted, other, uses in ((output, table, 1), (name, halves, 2)):
             shape = halves.shape if wanted == output else (1, 1, table.shape[0], 1, table.shape[2])
             left, right = _columns(factor, shape), _columns(np.broadcast_to(other, full), shape)
-            own = _Terms(left, right, form, comes, uses, early, len(left) > uses)
+            own = Terms(left, right, form, comes, uses, early, len(left) > uses)
             found.setdefault(wanted, []).append(own)
     return found
 
@@ -103,7 +103,7 @@ def _columns(numbers: Array, shape: Shape) -> Array:
     return np.transpose(numbers, (*spread, *kept)).reshape(count, int(np.prod(shape, dtype=np.int64)))
 
 
-def relative_error(terms: list[_Terms], adds: int, form: Format) -> float:
+def relative_error(terms: list[Terms], adds: int, form: Format) -> float:
     """How far a gradient may be off, in units of the sum of its terms' magnitudes, underflow aside.
 
     (1 + u_o)^e (1 + u_p)^n (1 + u_x)^a (1 + gamma_m) - 1: see ``docs/bounds-gradients.md``.
@@ -123,7 +123,7 @@ def relative_error(terms: list[_Terms], adds: int, form: Format) -> float:
     return float(np.expm1(logs + ends * np.log1p(form.roundoff)))
 
 
-def _envelope(terms: list[_Terms], adds: int, form: Format, numel: int) -> Envelope:
+def sum_of(terms: list[Terms], adds: int, form: Format, numel: int) -> Envelope:
     """What may come out as a gradient in this format; rows of a table beyond those in use are zero."""
     left, right = (np.concatenate([getattr(t, side) for t in terms]) for side in ("left", "right"))
     inside = left.shape[1]
@@ -165,7 +165,7 @@ def _envelope(terms: list[_Terms], adds: int, form: Format, numel: int) -> Envel
     )
 
 
-def _converted(terms: list[_Terms], exact: Exact, step: Callable[[Format], Array]) -> Array:
+def _converted(terms: list[Terms], exact: Exact, step: Callable[[Format], Array]) -> Array:
     """What is lost where cotangents underflow on conversion to the format of the product."""
     lost = np.zeros(exact.high.shape)
     for t in terms:
@@ -175,7 +175,7 @@ def _converted(terms: list[_Terms], exact: Exact, step: Callable[[Format], Array
     return lost
 
 
-def _free(terms: list[_Terms], numel: int) -> tuple[Array, Array]:
+def _free(terms: list[Terms], numel: int) -> tuple[Array, Array]:
     """Where eager's own detour decides: (may be infinite or NaN as well as finite, cannot be finite).
 
     A cotangent beyond the range it is converted to, or whose early sum is beyond its own, becomes infinite in

@@ -23,13 +23,13 @@ from fuzzrope.geometry import dense
 from fuzzrope.numbers import Exact
 from fuzzrope.operations import rope_backward
 from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
+from fuzzrope.operations.pieces import picked, stacked
 from fuzzrope.operations.rope import Rope
 
 OPTIONS = ("interleaved", "rotary_dim")
 ROTATED = ("all", "some")
 INVALID = ("odd rotary_dim", "rotary_dim beyond head_dim", "rotary_dim below 2", "rotary_dim no integer")
 TABLES = ("cos", "sin")
-_FIELDS = ("bound", "finite", "nan", "positive", "negative", "zero_sign")  # of an envelope, by element
 
 
 class RopeOptions(Rope):
@@ -105,7 +105,7 @@ class RopeOptions(Rope):
             shape = plain[name].shape
             own = copied[name] if rest else _copied(np.zeros(0))
             firsts = np.arange(own.finite.size).reshape(*shape[:3], 2, rest)[..., 0, :].reshape(-1) if rest else None
-            part = own if firsts is None else _picked(own, firsts)
+            part = own if firsts is None else picked(own, firsts)
             found[name] = _joined(found[name], part, (*shape[:3], columns // 2), rest, options)
         return found
 
@@ -279,18 +279,6 @@ def _copied(numbers: np.ndarray) -> Envelope:
     return Envelope(exact, bound, finite, np.isnan(flat), flat == np.inf, flat == -np.inf, sign)
 
 
-def _picked(envelope: Envelope, at: np.ndarray) -> Envelope:
-    """Some elements, in this order; what scatters by itself is no longer known."""
-    whole = envelope.exact
-    exact = Exact(whole.high[at], whole.low[at], whole.exponent[at])
-    return _envelope(exact, {name: getattr(envelope, name)[at] for name in _FIELDS})
-
-
-def _envelope(exact: Exact, by_name: Mapping[str, np.ndarray]) -> Envelope:
-    bound, finite, nan, positive, negative, zero_sign = (by_name[name] for name in _FIELDS)
-    return Envelope(exact, bound, finite, nan, positive, negative, zero_sign)
-
-
 def _joined(turned: Envelope, copied: Envelope, shape: tuple[int, ...], rest: int, options: Options) -> Envelope:
     """Both in the order of columns: (..., W) pairs, given firsts before seconds, and the rest, copied."""
     count = turned.finite.size
@@ -299,10 +287,4 @@ def _joined(turned: Envelope, copied: Envelope, shape: tuple[int, ...], rest: in
         places = np.swapaxes(places, 3, 4)
     places = places.reshape(*shape[:3], 2 * shape[3])
     others = count + np.arange(copied.finite.size).reshape(*shape[:3], rest)
-    high, low, exponent = (
-        np.concatenate([getattr(turned.exact, part), getattr(copied.exact, part)])
-        for part in ("high", "low", "exponent")
-    )
-    fields = {name: np.concatenate([getattr(turned, name), getattr(copied, name)]) for name in _FIELDS}
-    both = _envelope(Exact(high, low, exponent), fields)
-    return _picked(both, np.concatenate([places, others], axis=-1).reshape(-1))
+    return picked(stacked([turned, copied]), np.concatenate([places, others], axis=-1).reshape(-1))

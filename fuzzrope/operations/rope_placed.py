@@ -3,8 +3,8 @@
 They are (S,) or (B, S), int32 or int64. Row i of the sequence is turned by row positions[i], or positions[b, i], of
 cos and of sin; where a table has no such row, below 0 or beyond its last, the turned row is NaN, and nothing is read.
 q and k have one length, and with (B, S) one batch size. Outputs are transposed views of contiguous (B, S, H, D) memory,
-and the tables come back whole. Bounds are those of ``rope`` with the rows laid out that were chosen, batch by batch.
-Gradients are not judged.
+and the tables come back whole. Bounds are those of ``rope`` with the rows laid out that were chosen, batch by batch; a
+gradient of a row of a table is a sum over all that it turned.
 """
 
 from __future__ import annotations
@@ -20,35 +20,34 @@ from fuzzrope.build import build
 from fuzzrope.case import Case, TensorSpec, Values
 from fuzzrope.draw import Draw
 from fuzzrope.geometry import arrange, dense, traits
-from fuzzrope.numbers import Exact
-from fuzzrope.operations import rope_cases, rope_strata
-from fuzzrope.operations.base import NO_OPTIONS, Envelope, Options, Stratum, Tensors
-from fuzzrope.operations.relations import Related
+from fuzzrope.operations import rope_cases, rope_parts, rope_strata
+from fuzzrope.operations.base import NO_OPTIONS, Options, Stratum, Tensors
 from fuzzrope.operations.rope import Rope
+from fuzzrope.operations.rope_by_batch import ByBatch, fitting, grown
+from fuzzrope.operations.rope_parts import ROPE, TABLES, Part
 
-TABLES = ("cos", "sin")
 INDICES = ("int64", "int32")
 PATTERNS = ("in order", "from an offset", "backwards", "repeated", "scattered", "outside", "far outside")
 LAYOUTS = ("contiguous", "sliced", "padded", "expanded")
 MISFITS = ("dtype", "rank", "length", "batch", "k of another length")
-FIELDS = ("bound", "finite", "nan", "positive", "negative", "zero_sign")
+SIZES = {"B": 2, "Hq": 2, "S": 5, "D": 6, "relation": "separate", "tables": "longer", "heads": "equal"}
 #: Groups of ``rope``'s strata that mean the same here, by how they begin.
 KEPT = ("size of ", "edge of ", "beyond ", "head_dim", "layout of ", "misaligned", "values of ", "heads")
-ROPE = Rope()
 
 
-class RopePlaced:
+class RopePlaced(ByBatch):
     """Rotary position embedding by rows of tables that positions choose."""
 
     name = "rope_placed"
     inputs: tuple[str, ...] = ("q", "k", "cos", "sin", "positions")
-    views: Mapping[str, str] = {"cos": "cos", "sin": "sin"}
-    contiguous = False
-    relations: tuple[str, ...] = ()
-
-    def results(self, options: Options = NO_OPTIONS) -> tuple[str, ...]:
-        """The rotated q and k, and the tables."""
-        return ("q", "k", "cos", "sin")
+    added = True
+    differentiated: Mapping[str, Mapping[str, Any]] = {
+        "memory of q and k: same tensor": {"relation": "same tensor", "S": 3},
+        "tables: one column": {"tables": "one column", "pattern": "scattered", "S": 5},
+        "positions: repeated": {"pattern": "repeated", **SIZES},
+        "positions: outside": {"pattern": "outside", **SIZES},
+        "positions: of each batch": {"pattern": "backwards", "rank": 2, "laid": "contiguous", **SIZES},
+    }
 
     def rejects(self, case: Case) -> str | None:
         """What ``rope`` rejects, and positions and shapes that do not belong together."""
@@ -57,33 +56,26 @@ class RopePlaced:
 
     def reference(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, torch.Tensor]:
         """Eager PyTorch, on tensors (batch, position, head, dimension) and back."""
-        half = tensors["q"].shape[3] // 2
         c, s = (_chosen(tensors[name], tensors["positions"]) for name in TABLES)
-        c, s = (t[:, :, None, :] if t.dim() == 3 else t[None, :, None, :] for t in (c, s))
-        found = {}
-        for name in ("q", "k"):
-            x = tensors[name].transpose(1, 2)
-            first, second = x[..., :half], x[..., half:]
-            turned = torch.cat([first * c - second * s, second * c + first * s], dim=-1)
-            found[name] = turned.clone(memory_format=torch.contiguous_format).transpose(1, 2)
-        return {**found, "cos": tensors["cos"][:], "sin": tensors["sin"][:]}
+        c, s = (t if t.dim() == 3 else t[None] for t in (c, s))
+        passed = {name: tensors[name][:] for name in TABLES}
+        return rope_parts.turned(tensors, c, s) | passed
 
-    def envelopes(self, tensors: Tensors, options: Options = NO_OPTIONS) -> dict[str, Envelope]:
-        """Those of ``rope``, of each batch with the rows of its own positions."""
+    def parts(self, tensors: Tensors) -> list[Part]:
+        """All batches at once if they have the same positions, else each by itself."""
         positions = tensors["positions"]
         if positions.dim() == 1 or not positions.shape[0]:
             positions = positions[None] if positions.dim() == 1 else positions.new_zeros(1, positions.shape[1])
-        parts = []
-        for b in range(positions.shape[0]):
-            at = slice(None) if positions.shape[0] == 1 else slice(b, b + 1)
-            own = {name: tensors[name][at] for name in ("q", "k")}
-            own |= {name: _chosen(tensors[name], positions[b]) for name in TABLES}
-            parts.append(ROPE.envelopes(own))
-        return {name: _stacked([part[name] for part in parts]) for name in ("q", "k")}
+        found = []
+        for b, own in enumerate(positions):
+            at = slice(None) if len(positions) == 1 else slice(b, b + 1)
+            rows = {name: _rows_of(tensors[name], own) for name in TABLES}
+            found.append(Part(at, {name: _chosen(tensors[name], own) for name in TABLES}, rows))
+        return found
 
-    def relate(self, case: Case, relation: str) -> Related | None:
-        """Nothing: there are no relations."""
-        return None
+    def passed(self, case: Case) -> dict[str, tuple[int, ...]]:
+        """Whole tables."""
+        return {name: case[name].shape for name in TABLES}
 
     def probes(self) -> tuple[Case, ...]:
         """Those of ``rope``, in order and backwards."""
@@ -93,15 +85,7 @@ class RopePlaced:
 
     def strata(self, blocks: tuple[int, ...]) -> tuple[Stratum, ...]:
         """What positions can be, and the strata of ``rope`` that mean the same here."""
-        sizes = (
-            ("B", 2),
-            ("Hq", 2),
-            ("S", 5),
-            ("D", 6),
-            ("relation", "separate"),
-            ("tables", "longer"),
-            ("heads", "equal"),
-        )
+        sizes = tuple(SIZES.items())
         found = [Stratum(f"positions: {p}", (("pattern", p), *sizes)) for p in PATTERNS]
         found += [Stratum(f"positions of rank: {n}", (("rank", n), *sizes)) for n in (1, 2)]
         found += [Stratum(f"positions of dtype: {d}", (("index", d), *sizes)) for d in INDICES]
@@ -125,12 +109,14 @@ class RopePlaced:
         found |= {f"dtype: {dtype}" for dtype in dtypes if len(dtypes) == 1}
         found |= {f"positions: {pattern}" for pattern in _patterns(_numbers(case), rows)}
         plain = as_rope(case)
-        whole = plain.with_tensors({name: _grown(plain[name], case["q"].shape[2]) for name in TABLES})
-        return frozenset(found) | rope_strata.classify(whole, blocks)
+        whole = plain.with_tensors({name: grown(plain[name], case["q"].shape[2]) for name in TABLES})
+        if len(spec.shape) == 2 and spec.shape[0] > 1 and spec.strides[0]:
+            found.add("positions: of each batch")
+        return self.with_backward(case, frozenset(found) | rope_strata.classify(whole, blocks))
 
-    def draw(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
+    def draw_plain(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
         """A case of ``rope`` and positions for it."""
-        base = _fitting(rope_cases.draw_case(draw, pins, blocks))
+        base = fitting(rope_cases.draw_case(draw, pins, blocks))
         batch, _, rows, _ = base["q"].shape
         count = base["cos"].shape[0]
         rank = pins.get("rank") or (2 if draw.flag() and base["k"].shape[0] == batch else 1)
@@ -169,17 +155,6 @@ class RopePlaced:
         return [smaller for smaller in found if not self.rejects(smaller)]
 
 
-def _fitting(case: Case) -> Case:
-    """A case of ``rope``, in which more may broadcast, with k as long as q and no tables wider than half a head."""
-    (_, _, rows, width), changed = case["q"].shape, {}
-    for name, shape in [("k", (*case["k"].shape[:2], rows, width))] + [
-        (name, (case[name].shape[0], width // 2)) for name in TABLES
-    ]:
-        if case[name].shape != shape and not (name in TABLES and case[name].shape[1] == 1):
-            changed[name] = replace(case[name], shape=shape, strides=dense(shape))
-    return case.with_tensors(changed)
-
-
 def as_rope(case: Case) -> Case:
     """The case without its positions."""
     return replace(case, operation=Rope.name, tensors=tuple(pair for pair in case.tensors if pair[0] != "positions"))
@@ -210,6 +185,12 @@ def _chosen(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     inside = (at >= 0) & (at < rows)
     found[inside] = table[at[inside]]
     return found
+
+
+def _rows_of(table: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
+    """The positions that are rows of a table, and -1 for others."""
+    at = positions.to(torch.int64).numpy()
+    return np.where((at >= 0) & (at < table.shape[0]), at, -1)
 
 
 def _misfits(case: Case) -> Iterator[tuple[str, str]]:
@@ -266,23 +247,3 @@ def _patterns(numbers: np.ndarray, rows: int) -> Iterator[str]:
             yield "repeated"
         if (np.abs(steps) > 1).any():
             yield "scattered"
-
-
-def _grown(spec: TensorSpec, rows: int) -> TensorSpec:
-    """A table with at least so many rows, for what is said of layouts and sizes alone."""
-    return spec if spec.shape[0] >= rows else replace(spec, shape=(rows, spec.shape[1]))
-
-
-def _stacked(parts: list[Envelope]) -> Envelope:
-    """Envelopes one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    sizes = [part.finite.shape for part in parts]
-    high, low, exponent = (
-        np.concatenate([np.broadcast_to(getattr(part.exact, name), n) for part, n in zip(parts, sizes, strict=True)])
-        for name in ("high", "low", "exponent")
-    )
-    bound, finite, nan, positive, negative, zero_sign = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS
-    )
-    return Envelope(Exact(high, low, exponent), bound, finite, nan, positive, negative, zero_sign)
