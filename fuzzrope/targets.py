@@ -38,6 +38,7 @@ class Target:
         summary: one line for ``fuzzrope list``.
         needs: the package that it imports besides torch and Triton, if it is somebody else's.
         launches: it runs Triton kernels, promised or not.
+        tiled: the function of ``kernels.pinned`` that runs it with tiles of one's choice, if there is one.
         extra: the optional dependency of fuzzrope that installs it.
     """
 
@@ -53,6 +54,7 @@ class Target:
     needs: str = ""
     extra: str = ""
     launches: bool = False
+    tiled: str = ""
 
     @property
     def missing(self) -> str:
@@ -112,6 +114,7 @@ REGISTERED: tuple[Target, ...] = (
         level="strict",
         exact=True,
         gradients=True,
+        tiled="rope",
         summary="our RoPE, the drop-in for the eager Model",
     ),
     Target(
@@ -121,6 +124,7 @@ REGISTERED: tuple[Target, ...] = (
         level="strict",
         exact=True,
         gradients=True,
+        tiled="rope",
         summary="its function, with interleaved and rotary_dim",
     ),
     Target(
@@ -153,6 +157,7 @@ REGISTERED: tuple[Target, ...] = (
         "kernels:rope_qk",
         "rope_qk",
         level="strict",
+        tiled="rope_qk",
         summary="our scores of rotated queries and keys, in one launch",
     ),
     Target(
@@ -160,6 +165,7 @@ REGISTERED: tuple[Target, ...] = (
         "kernels:rope_attention",
         "rope_attention",
         level="strict",
+        tiled="rope_attention",
         summary="our attention with rotation inside, split over keys where rows are few",
     ),
     _specimen("unfused-baseline", "one program a row; allocates with empty_like and trusts the input's strides"),
@@ -304,11 +310,28 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
+#: What may follow a target's name and "@": other tiles for each case, or certain ones.
+_TILES = re.compile(r"any|[a-z_]+=\d+(x\d+){3,4}(,[a-z_]+=\d+(x\d+){3,4})*")
+
+
+def _with_tiles(target: Target, which: str) -> Target:
+    """The target with tiles of one's choice; see ``kernels.pinned``."""
+    if not target.tiled:
+        raise TargetError(f"{target.name}@{which}: the tiles of {target.name} cannot be chosen")
+    if not _TILES.fullmatch(which):
+        raise TargetError(f"{target.name}@{which}: expected any, or KERNEL=ROWSxKEYSxWARPSxSTAGES[xSTEPS],... after @")
+    return replace(target, name=f"{target.name}@{which}", entry=f"kernels.pinned:{target.tiled}@{which}")
+
+
 def find(name: str) -> Target:
-    """The target of this name or path; raises :class:`TargetError` with one clear line."""
+    """The target of this name or path; raises :class:`TargetError` with one clear line.
+
+    ``NAME@any`` and ``NAME@KERNEL=64x128x8x2`` are our kernels with other tiles than the shipped choice.
+    """
+    base, at, which = name.partition("@")
     for target in REGISTERED:
-        if target.name == name:
-            return target
+        if target.name == base:
+            return _with_tiles(target, which) if at else target
     if name.endswith(".py") or "/" in name:
         path = Path(name)
         if not path.is_file():

@@ -18,6 +18,7 @@ import torch
 from kernels.forms import PLAIN
 from kernels.launch import INT32_MAX, TL_DTYPES, broadcast_strides
 from kernels.layout import Ints
+from kernels.tiling import SHIPPED, Pins, Tiles, pick
 
 MAX_OFFSET = 2**40
 MAX_SCALE, MAX_CAP = 2.0**60, 2.0**20
@@ -40,11 +41,17 @@ class Problem(NamedTuple):
     scale: float
     dot: torch.dtype
     tables: Ints
+    pins: Pins = SHIPPED
 
     @property
     def sizes(self) -> Ints:
         """What every kernel takes first."""
         return self.heads, self.group, self.rows, self.keys, self.half, self.offset, self.first, self.last
+
+    def tiles(self, kernel: str, device: torch.device, dtype: torch.dtype, width: int, rule: Tiles) -> Tiles:
+        """The tile of a kernel's launch, for factors of ``dtype`` and heads of so many columns at most."""
+        length = self.keys if kernel.endswith("_dk") else self.rows * self.group
+        return pick(kernel, device, dtype.itemsize, block_of(width), length, rule, self.pins)
 
 
 def block_of(columns: int) -> int:
@@ -183,7 +190,12 @@ def is_traced(tensors: dict[str, torch.Tensor]) -> bool:
 
 
 def make_problem(
-    tensors: dict[str, torch.Tensor], scale: float | None, causal: bool, q_offset: int, window: int | None = None
+    tensors: dict[str, torch.Tensor],
+    scale: float | None,
+    causal: bool,
+    q_offset: int,
+    window: int | None = None,
+    pins: Pins = SHIPPED,
 ) -> Problem:
     """The sizes of a call whose arguments have been checked."""
     q, k, cos, sin = (tensors[role] for role in ("q", "k", "cos", "sin"))
@@ -194,22 +206,8 @@ def make_problem(
     steps = [broadcast_strides(table.shape, table.stride()) for table in (cos, sin)]
     return Problem(
         batch, heads_k, heads // heads_k if heads_k else 1, rows, keys, width // 2, q_offset, first, last,
-        1 / math.sqrt(width) if scale is None else float(scale), promoted(q, k, cos, sin), (*steps[0], *steps[1]),
+        1 / math.sqrt(width) if scale is None else float(scale), promoted(q, k, cos, sin), (*steps[0], *steps[1]), pins,
     )  # fmt: skip
-
-
-class Tiles(NamedTuple):
-    """Packed rows and keys of a tile, both powers of two, and how Triton is to compile for it."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-
-    @property
-    def options(self) -> dict[str, int]:
-        """Arguments of a launch."""
-        return {"BLOCK_M": self.rows, "BLOCK_N": self.keys, "num_warps": self.warps, "num_stages": self.stages}
 
 
 def strides_of(x: torch.Tensor) -> Ints:

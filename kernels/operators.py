@@ -49,7 +49,7 @@ def rotated(
         out_q, out_k = placed_outputs(q, k, cos, sin)
     else:
         forms = forms_of(q, k, cos, sin)
-        plan = make_plan(*forms, _turn(forms[0].shape[3], interleaved, rotary_dim))
+        plan = make_plan(*forms, _turn(forms[0].shape[3], interleaved, rotary_dim), q.device)
         if can_launch(q.device):
             return launch(plan, q, k, cos, sin)
         out_q, out_k = allocate((plan.out_q, plan.out_k), q.device)

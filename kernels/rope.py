@@ -16,14 +16,17 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.forms import Meta, Turn, allocate, forms_of, is_plain
-from kernels.launch import INT32_MAX, TL_DTYPES, Tile, broadcast_strides, can_launch, ceil_div, choose_tile
+from kernels.fused import block_of
+from kernels.launch import INT32_MAX, TL_DTYPES, broadcast_strides, can_launch, ceil_div, choose_tile
 from kernels.layout import Ints, View
 from kernels.outputs import cut, plan_outputs, promoted
 from kernels.placed import has_places, rope_placed
 from kernels.rotation import rotate
+from kernels.tiling import SHIPPED, Pins, Tiles, pick
 
 __all__ = ["rope"]
 
+CPU = torch.device("cpu")
 VECTOR_BYTES = 16  # the widest load of one thread
 VECTOR_ELEMENTS = 8  # so many elements of any dtype are whole loads of that width
 
@@ -167,10 +170,23 @@ class Plan(NamedTuple):
     out_q: Meta
     out_k: Meta
     launch: Launch
-    turn: Turn | None = None
+    turn: Turn | None
+    tiles: Tiles
 
 
-def _last_lane(out: Ints, tile: Tile) -> Ints:
+def rule(columns: int) -> Tiles:
+    """The rule for a tile of rows with so many pairs of columns."""
+    return Tiles(*choose_tile(columns), 4, 3)
+
+
+def tiles_of(outs: Sequence[Meta], device: torch.device, pins: Pins = SHIPPED) -> Tiles:
+    """The tile of the launch that fills outputs of these forms."""
+    columns = max(out.shape[3] for out in outs) // 2
+    length = max(out.shape[0] * out.shape[1] * out.shape[2] for out in outs)
+    return pick("rope", device, outs[0].dtype.itemsize, block_of(2 * columns), length, rule(columns), pins)
+
+
+def _last_lane(out: Ints, tile: Ints) -> Ints:
     """The largest indices (batch, head, position, column) of a launch over this output, masked lanes included.
 
     Their addresses are computed, if never used.
@@ -179,7 +195,7 @@ def _last_lane(out: Ints, tile: Tile) -> Ints:
     rows, columns = batch * heads * seq, width // 2
     if not rows or not columns:
         return (0, 0, 0, 0)
-    last_row, last_column = (ceil_div(n, size) * size - 1 for n, size in zip((rows, columns), tile, strict=True))
+    last_row, last_column = (ceil_div(n, size) * size - 1 for n, size in zip((rows, columns), tile, strict=False))
     return last_row // (heads * seq), heads - 1, seq - 1, last_column
 
 
@@ -189,20 +205,35 @@ def _is_even(steps: Ints) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def make_plan(q: Meta, k: Meta, cos: Meta, sin: Meta, turn: Turn | None = None) -> Plan:
-    """Plan the launch for inputs of this form; raises what :func:`rope` documents."""
+def make_plan(
+    q: Meta,
+    k: Meta,
+    cos: Meta,
+    sin: Meta,
+    turn: Turn | None = None,
+    device: torch.device = CPU,
+    pins: Pins = SHIPPED,
+) -> Plan:
+    """Plan the launch for inputs of this form on a device; raises what :func:`rope` documents."""
     outs = plan_outputs(q, k, cos, sin, turn)
+    tiles = tiles_of(outs, device, pins)
     rest = 0 if turn is None else q.shape[3] - turn.columns
     inputs, results = ([x.narrowed(rest) for x in pair] for pair in ((q, k), outs))
-    launch = plan_launch(inputs, results, cut(cos, q), cut(sin, q), turn is not None and turn.interleaved)
+    launch = plan_launch(inputs, results, cut(cos, q), cut(sin, q), tiles, turn is not None and turn.interleaved)
     types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
-    return Plan(*outs, launch, turn)
+    return Plan(*outs, launch, turn, tiles)
 
 
-def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View, interleaved: bool = False) -> Launch:
+def plan_launch(
+    inputs: Sequence[Form],
+    outs: Sequence[Form],
+    c: View,
+    s: View,
+    tiles: Tiles,
+    interleaved: bool = False,
+) -> Launch:
     """The launch that rotates two inputs into two outputs; the constants that name dtypes are left to add."""
-    tile = choose_tile(max(out.shape[3] for out in outs) // 2)
     tables = [broadcast_strides(table.shape, table.strides) for table in (c, s)]
     even, farthest = True, 0
     programs: list[int] = []
@@ -211,7 +242,7 @@ def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View, 
     for x, out in zip(inputs, outs, strict=True):
         batch, heads, seq, width = out.shape
         rows, columns, half = batch * heads * seq, width // 2, x.shape[3] // 2
-        programs.append(ceil_div(rows, tile.rows) if columns else 0)
+        programs.append(ceil_div(rows, tiles.rows) if columns else 0)
         sizes += [rows, heads, seq, columns]
         steps, out_steps = x.strides, out.strides
         if interleaved:  # every other column is the first of a pair, and the next one its second
@@ -219,13 +250,14 @@ def plan_launch(inputs: Sequence[Form], outs: Sequence[Form], c: View, s: View, 
         gap, out_gap = (1, 1) if interleaved else (half, columns)
         own = broadcast_strides((*x.shape[:3], half), steps), gap * x.strides[3]
         halves += [own, (out_steps, out_gap * out.strides[3])]
-        last = _last_lane(out.shape, tile)
+        last = _last_lane(out.shape, tiles)
         for strides, offset in (*halves[-2:], *(((0, 0, *table), 0) for table in tables)):
             farthest = max(farthest, offset + sum(map(mul, last, strides)))
             even = even and _is_even((columns, offset, *strides))
     in_q, out_q, in_k, out_k = ((*strides, offset) for strides, offset in halves)
     arguments = (programs[0], *sizes, *in_q, *in_k, *tables[0], *tables[1], *out_q, *out_k)
-    constants: dict[str, Any] = {"WIDE": farthest > INT32_MAX, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns}
+    constants: dict[str, Any] = {"WIDE": farthest > INT32_MAX, "BLOCK_R": tiles.rows, "BLOCK_C": tiles.keys}
+    constants |= {"num_warps": tiles.warps, "num_stages": tiles.stages}
     return Launch(sum(programs), arguments, even, constants)
 
 
@@ -278,16 +310,20 @@ def rope(
 
         return traced(q, k, cos, sin, interleaved, rotary_dim)
     forms = forms_of(q, k, cos, sin)
-    if interleaved or rotary_dim is not None:
-        turn = Turn.of(forms[0].shape[3], interleaved, rotary_dim)
-        plan = make_plan(*forms, turn)
-        if not can_launch(q.device):
-            return reference.rope_with_options(q, k, cos, sin, interleaved, turn.columns)
-    else:
-        plan = make_plan(*forms)
-        if not can_launch(q.device):
-            return reference.rope(q, k, cos, sin)
-    rows = forms[0].shape[2]
+    turn = Turn.of(forms[0].shape[3], interleaved, rotary_dim) if interleaved or rotary_dim is not None else None
+    plan = make_plan(*forms, turn, q.device)
+    if can_launch(q.device):
+        return carry_out(plan, q, k, cos, sin)
+    if turn is not None:
+        return reference.rope_with_options(q, k, cos, sin, interleaved, turn.columns)
+    return reference.rope(q, k, cos, sin)
+
+
+def carry_out(
+    plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What :func:`rope` returns, with gradients where they are asked for."""
+    rows = q.shape[2]
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, cos, sin)):
         from kernels.rope_backward import differentiable  # it launches the kernel above
 

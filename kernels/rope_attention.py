@@ -14,7 +14,6 @@ import triton.language as tl
 from kernels import reference
 from kernels.fused import (
     Problem,
-    Tiles,
     block_of,
     check_attention,
     check_programs,
@@ -40,6 +39,7 @@ from kernels.tiles import (
     program,
     seen_from,
 )
+from kernels.tiling import SHIPPED, Pins, Tiles
 
 __all__ = ["rope_attention"]
 
@@ -163,7 +163,7 @@ class Call(NamedTuple):
 
 
 def choose_tiles(half: int, width_v: int, dtype: torch.dtype, packed: int) -> Tiles:
-    """The tile of a launch: what shared memory and registers of compute capability 9.0 hold."""
+    """The rule for a tile: what shared memory and registers of compute capability 9.0 hold."""
     size, narrow = dtype.itemsize, half <= 64 and width_v <= 128
     if packed <= 16:
         return Tiles(16, 64 if size == 2 and narrow else 32 if size < 8 else 16, 4, 2 if size < 8 else 1)
@@ -183,9 +183,10 @@ def make_call(
     q_offset: int,
     window: int | None,
     softcap: float | None,
+    pins: Pins = SHIPPED,
 ) -> Call:
     """The call that these arguments are, which have been checked."""
-    problem, v = make_problem(tensors, scale, causal, q_offset, window), tensors["v"]
+    problem, v = make_problem(tensors, scale, causal, q_offset, window, pins), tensors["v"]
     out = torch.promote_types(problem.dot, v.dtype)
     return Call(problem, v.shape[3], 0.0 if softcap is None else float(softcap), v.dtype, out)
 
@@ -234,6 +235,26 @@ def rope_attention(
     The same bits come back each time. Autocast has no say. Gradients are :mod:`kernels.rope_attention_backward`'s.
     What traces instead of running meets one operator, :mod:`kernels.fused_operators`.
     """
+    options: dict[str, Any] = {"scale": scale, "causal": causal, "q_offset": q_offset, "window": window}
+    return call_attention(q, k, v, cos, sin, **options, softcap=softcap, return_lse=return_lse)
+
+
+def call_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    q_offset: int = 0,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    pins: Pins = SHIPPED,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """:func:`rope_attention` with tiles of one's choice, unless it is traced."""
     tensors = {"q": q, "k": k, "v": v, "cos": cos, "sin": sin}
     check_attention(NAME, tensors, scale, causal, q_offset, window, softcap)
     if not isinstance(return_lse, bool):
@@ -246,7 +267,7 @@ def rope_attention(
     if not can_launch(q.device):
         options: dict[str, Any] = {"scale": scale, "causal": causal, "q_offset": q_offset, "window": window}
         return reference.attention_reference(q, k, v, cos, sin, **options, softcap=softcap, return_lse=return_lse)
-    call = make_call(tensors, scale, causal, q_offset, window, softcap)
+    call = make_call(tensors, scale, causal, q_offset, window, softcap, pins)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
         from kernels.rope_attention_backward import differentiable  # it launches the kernels above
 
@@ -267,7 +288,8 @@ def launch_attention(
     lse = torch.empty(shape, dtype=work_dtype(problem.dot), device=device)
     if not lse.numel():
         return o, lse
-    tiles = choose_tiles(problem.half, call.width_v, call.out, rows * group)
+    rule, width = choose_tiles(problem.half, call.width_v, call.out, rows * group), max(2 * problem.half, call.width_v)
+    tiles = problem.tiles("attention", device, call.out, width, rule)
     programs = ceil_div(rows * group, tiles.rows) * batch * heads
     splits = choose_splits(programs, ceil_div(keys, tiles.keys))
     found: tuple[torch.Tensor, ...] = (o, lse, lse)
@@ -279,7 +301,7 @@ def launch_attention(
     operands = [x.resolve_neg() for x in (q, k, v, cos, sin)]
     steps = [strides_of(x) for x in (q, k, v)]
     packed = (0, rows * call.width_v, call.width_v, 1)
-    wide = is_wide(problem, tiles, (steps[0], packed), steps[1:], max(2 * problem.half, call.width_v))
+    wide = is_wide(problem, tiles, (steps[0], packed), steps[1:], width)
     tables = (problem.tables[:2], problem.tables[2:])
     attention_kernel[(check_programs(NAME, programs * splits),)](
         *operands, *found, *call.numbers, splits, batch, *steps[0], *steps[1], *steps[2], *problem.tables,

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.fused import Tiles, check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
+from kernels.fused import check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div
 from kernels.rope_attention import NAME, Call, launch_attention
@@ -31,6 +31,7 @@ from kernels.tiles import (
     row_tiles,
     seen_from,
 )
+from kernels.tiling import Tiles
 
 
 @triton.jit
@@ -209,7 +210,7 @@ def key_gradient_kernel(
 
 
 def choose_tiles(half: int, width_v: int, dtype: torch.dtype) -> Tiles:
-    """The tile of either kernel: what shared memory and registers of compute capability 9.0 hold."""
+    """The rule for a tile of either kernel: what shared memory and registers of compute capability 9.0 hold."""
     size, narrow = dtype.itemsize, half <= 64 and width_v <= 128
     if size == 2:
         return Tiles(64, 128, 8, 1) if narrow else Tiles(32, 32, 8, 1)
@@ -235,7 +236,8 @@ def gradients(
     needs = (*needs[:2], needs[2] and used, *needs[3:])
     problem = call.problem
     batch, heads, group, rows, keys = problem[:5]
-    tiles = choose_tiles(problem.half, call.width_v, call.out)
+    rule, width = choose_tiles(problem.half, call.width_v, call.out), max(2 * problem.half, call.width_v)
+    by_q, by_k = (problem.tiles(f"attention_{name}", q.device, call.out, width, rule) for name in ("dq", "dk"))
     operands = [x.resolve_neg() for x in (q, k, v, cos, sin)]
     do, dlse = o if do is None else do.resolve_neg(), dlse.resolve_neg()
     grad = work_dtype(call.out)
@@ -244,26 +246,28 @@ def gradients(
     sums = TableSums(problem, needs[3] or needs[4], q)
     steps = [strides_of(x) for x in (q, k, v)]
     do_steps, dlse_steps = strides_of(do), strides_of(dlse)
-    packed = ((0, rows * width, width, 1) for width in (2 * problem.half, call.width_v))
-    width = max(2 * problem.half, call.width_v)
-    wide = is_wide(problem, tiles, (steps[0], do_steps, (*dlse_steps, 0), *packed), steps[1:], width)
+    packed = [(0, rows * size, size, 1) for size in (2 * problem.half, call.width_v)]
+    own = (steps[0], do_steps, (*dlse_steps, 0), *packed), steps[1:], width
+    wide = any(is_wide(problem, tiles, *own) for tiles in (by_q, by_k))
     tables = (problem.tables[:2], problem.tables[2:])
     made = (o, dq, dk, dv, *sums.of_q, *sums.of_k)
-    constants = call.constants | tiles.options | {
+    constants = call.constants | {
         "OUT": TL_DTYPES[call.out], "GRAD": TL_DTYPES[grad], "PRECISION": precision, "USED": used,
         "TABLES": sums.wanted, "WIDE": wide,
         "VECTOR": is_even((*operands, do, *made), (*steps, *tables, do_steps), (problem.half, call.width_v)),
     }  # fmt: skip
     numbers = (*call.numbers, *steps[0], *steps[1], *steps[2], *problem.tables, *do_steps)
     # Where no row meets a key, gradients are zero times the tables, and those of tables zero times q and k.
-    programs = check_programs(NAME, ceil_div(rows * group, tiles.rows) * batch * heads)
+    programs = check_programs(NAME, ceil_div(rows * group, by_q.rows) * batch * heads)
     if programs:
         query_gradient_kernel[(programs,)](
-            *operands, o, lse, do, dlse, delta, dq, *sums.of_q, *numbers, *dlse_steps, **constants
+            *operands, o, lse, do, dlse, delta, dq, *sums.of_q, *numbers, *dlse_steps, **constants, **by_q.options
         )
-    programs = check_programs(NAME, ceil_div(keys, tiles.keys) * batch * heads)
+    programs = check_programs(NAME, ceil_div(keys, by_k.keys) * batch * heads)
     if programs and (needs[1] or needs[2] or sums.wanted):
-        key_gradient_kernel[(programs,)](*operands, lse, do, delta, dk, dv, *sums.of_k, *numbers, **constants)
+        key_gradient_kernel[(programs,)](
+            *operands, lse, do, delta, dk, dv, *sums.of_k, *numbers, **constants, **by_k.options
+        )
     found: list[torch.Tensor | None] = [x if need else None for x, need in zip((dq, dk, dv), needs, strict=False)]
     return found + [sums.gradient(i, table) if needs[3 + i] else None for i, table in enumerate((cos, sin))]
 

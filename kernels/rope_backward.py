@@ -23,7 +23,8 @@ from torch.autograd.function import once_differentiable
 from kernels.forms import Meta, Turn
 from kernels.launch import TL_DTYPES, choose_tile
 from kernels.layout import Ints, View
-from kernels.rope import Launch, Plan, launch, plan_launch
+from kernels.rope import Launch, Plan, launch, plan_launch, tiles_of
+from kernels.tiling import Tiles
 
 NOTHING = Meta((0, 1, 1, 0), (0, 0, 0, 1), torch.float32)
 
@@ -103,11 +104,17 @@ def sum_type(g: torch.Tensor) -> torch.dtype:
 
 @lru_cache(maxsize=1024)
 def _plan_back(
-    gradients: tuple[Meta, Meta], outs: tuple[Meta, Meta], cos: Meta, sin: Meta, rows: int, interleaved: bool
+    gradients: tuple[Meta, Meta],
+    outs: tuple[Meta, Meta],
+    cos: Meta,
+    sin: Meta,
+    rows: int,
+    interleaved: bool,
+    tiles: Tiles,
 ) -> Launch:
     """The launch that rotates gradients back into ``outs``."""
     c, s = (View((min(t.shape[0], rows), t.shape[1]), t.strides) for t in (cos, sin))
-    planned = plan_launch(gradients, outs, c, s, interleaved)
+    planned = plan_launch(gradients, outs, c, s, tiles, interleaved)
     for name, out in zip("QK", outs, strict=True):
         dtypes = (torch.promote_types(out.dtype, cos.dtype), torch.promote_types(out.dtype, sin.dtype), out.dtype)
         for role, dtype in zip(("COS", "SIN", "OUT"), dtypes, strict=True):
@@ -121,6 +128,7 @@ def _rotate_back(
     sin: torch.Tensor,
     rows: int,
     interleaved: bool,
+    tiles: Tiles | None,
 ) -> None:
     """Rotate the gradient g of each pair (g, out), for q and for k, back into out (B, H, S, D), in one launch.
 
@@ -130,7 +138,8 @@ def _rotate_back(
     metas = [(Meta.of(pair[0]), Meta.of(pair[1])) if pair else (NOTHING, NOTHING) for pair in pairs]
     (gq, dq), (gk, dk) = metas
     (g_q, d_q), (g_k, d_k) = (pair or some for pair in pairs)
-    planned = _plan_back((gq, gk), (dq, dk), Meta.of(cos), Meta.of(sin), rows, interleaved)
+    tiles = tiles or tiles_of((dq, dk), cos.device)
+    planned = _plan_back((gq, gk), (dq, dk), Meta.of(cos), Meta.of(sin), rows, interleaved, tiles)
     planned.run((g_q, g_k, cos, sin, d_q, d_k), back=True)
 
 
@@ -145,7 +154,7 @@ class _Rope(torch.autograd.Function):
         saved = [x if tables else None for x in (q, k)]
         saved += [x if needs_q or needs_k else None for x in (cos, sin)]
         ctx.save_for_backward(*saved)
-        ctx.turn = plan.turn or Turn(q.shape[3], False)
+        ctx.turn, ctx.tiles = plan.turn or Turn(q.shape[3], False), plan.tiles
         ctx.forms = tuple((tuple(x.shape), x.dtype) for x in (q, k, cos, sin))
         ctx.set_materialize_grads(False)
         constant = [out for out, needs in zip(outputs, (needs_q, needs_k), strict=True) if not (needs or tables)]
@@ -156,7 +165,8 @@ class _Rope(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         q, k, cos, sin = ctx.saved_tensors
-        return None, *pull_back(gradients, (q, k), (cos, sin), ctx.forms, ctx.needs_input_grad[1:], ctx.turn)
+        needs = ctx.needs_input_grad[1:]
+        return None, *pull_back(gradients, (q, k), (cos, sin), ctx.forms, needs, ctx.turn, ctx.tiles)
 
 
 Kind = tuple[Ints, torch.dtype]
@@ -170,6 +180,7 @@ def pull_back(
     forms: Sequence[Kind],
     needs: Sequence[bool],
     turn: Turn,
+    tiles: Tiles | None = None,
 ) -> list[torch.Tensor | None]:
     """Gradients of q, k, cos and sin, each where needed and some output in use depends on it.
 
@@ -180,6 +191,7 @@ def pull_back(
         forms: shape and dtype of q, k, cos and sin.
         needs: which of the four are asked for.
         turn: which columns of q and k were rotated, and how they pair up.
+        tiles: of the launch that rotates back; the table's or the rule's if not given.
     """
     cos, sin = tables
     found: list[torch.Tensor | None] = [None, None, None, None]
@@ -202,7 +214,7 @@ def pull_back(
     if any(straight):
         assert cos is not None
         assert sin is not None
-        _rotate_back(straight, cos, sin, rows, turn.interleaved)
+        _rotate_back(straight, cos, sin, rows, turn.interleaved, tiles)
     if needs[2] or needs[3]:
         pairs = [
             (turn.across(g.shape[3] - rest).pairs(g), turn.pairs(x))

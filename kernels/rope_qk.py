@@ -11,7 +11,6 @@ import triton.language as tl
 from kernels import reference
 from kernels.fused import (
     Problem,
-    Tiles,
     block_of,
     check_arguments,
     check_programs,
@@ -26,12 +25,14 @@ from kernels.fused import (
 from kernels.launch import TL_DTYPES, can_launch, ceil_div
 from kernels.rotation import cells, rows_at
 from kernels.tiles import lanes_of, load_keys, load_queries, packed_rows, program, seen_from
+from kernels.tiling import SHIPPED, Pins, Tiles
 
 __all__ = ["rope_qk"]
 
 NAME = "rope_qk"
 POINTERS = ("q_ptr", "k_ptr", "cos_ptr", "sin_ptr", "out_ptr")
 ENOUGH_PROGRAMS = 528  # four for each multiprocessor of an H200: below that, k is rotated more often
+FEWEST_PROGRAMS = 132  # one for each: no tile's own number of steps leaves fewer, if there are as many
 MOST_STEPS = 16
 
 
@@ -89,7 +90,7 @@ def qk_kernel(
 
 
 def choose_tiles(half: int, dtype: torch.dtype, packed: int) -> Tiles:
-    """The tile of a launch: what shared memory and registers of compute capability 9.0 hold."""
+    """The rule for a tile: what shared memory and registers of compute capability 9.0 hold."""
     size = dtype.itemsize
     if packed <= 16:
         return Tiles(16, 128 if size == 2 and half <= 64 else 32, 4, 2)
@@ -98,6 +99,12 @@ def choose_tiles(half: int, dtype: torch.dtype, packed: int) -> Tiles:
     if size == 4:
         return Tiles(64, 64, 8, 2) if half <= 64 else Tiles(32, 32, 4, 2)
     return Tiles(32, 32, 4, 1) if half <= 64 else Tiles(16, 16, 4, 1)
+
+
+def choose_steps(count: int, tiles: Tiles) -> int:
+    """How many of so many tiles of scores a program takes, one below the other."""
+    enough, most = (FEWEST_PROGRAMS, tiles.steps) if tiles.steps else (ENOUGH_PROGRAMS, MOST_STEPS)
+    return min(max(count // enough, 1), most)
 
 
 def rope_qk(
@@ -137,6 +144,22 @@ def rope_qk(
     :mod:`kernels.rope_qk_backward`'s. What traces instead of running meets one operator,
     :mod:`kernels.fused_operators`.
     """
+    return call_qk(q, k, cos, sin, scale=scale, causal=causal, q_offset=q_offset, out_dtype=out_dtype)
+
+
+def call_qk(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    q_offset: int = 0,
+    out_dtype: torch.dtype | None = None,
+    pins: Pins = SHIPPED,
+) -> torch.Tensor:
+    """:func:`rope_qk` with tiles of one's choice, unless it is traced."""
     tensors = {"q": q, "k": k, "cos": cos, "sin": sin}
     check_arguments(NAME, tensors, scale, causal, q_offset)
     if out_dtype is not None and out_dtype not in TL_DTYPES:
@@ -149,7 +172,7 @@ def rope_qk(
         return reference.qk_reference(
             q, k, cos, sin, scale=scale, causal=causal, q_offset=q_offset, out_dtype=out_dtype
         )
-    problem = make_problem(tensors, scale, causal, q_offset)
+    problem = make_problem(tensors, scale, causal, q_offset, pins=pins)
     dtype = out_dtype or problem.dot
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
         from kernels.rope_qk_backward import differentiable  # it launches the kernel above
@@ -166,9 +189,10 @@ def launch_qk(
     out = torch.empty((batch, heads * group, rows, keys), dtype=dtype, device=q.device)
     if not out.numel():
         return out
-    tiles = choose_tiles(problem.half, problem.dot, rows * group)
+    rule = choose_tiles(problem.half, problem.dot, rows * group)
+    tiles = problem.tiles("qk", q.device, problem.dot, 2 * problem.half, rule)
     down, across = ceil_div(rows * group, tiles.rows), ceil_div(keys, tiles.keys)
-    steps = min(max(down * across * batch * heads // ENOUGH_PROGRAMS, 1), MOST_STEPS)
+    steps = choose_steps(down * across * batch * heads, tiles)
     programs = check_programs(NAME, ceil_div(down, steps) * across * batch * heads)
     operands = [x.resolve_neg() for x in (q, k, cos, sin)]
     q_steps, k_steps = strides_of(q), strides_of(k)

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from kernels.fused import (
     Problem,
-    Tiles,
     block_of,
     check_programs,
     dot_precision,
@@ -28,6 +27,7 @@ from kernels.launch import TL_DTYPES, ceil_div
 from kernels.rope_qk import NAME, launch_qk
 from kernels.rotation import factor
 from kernels.tiles import key_tiles, lanes_of, load_keys, load_queries, packed_rows, program, row_tiles, seen_from
+from kernels.tiling import Tiles
 
 
 @triton.jit
@@ -143,7 +143,7 @@ def key_gradient_kernel(
 
 
 def choose_tiles(half: int, dtype: torch.dtype) -> Tiles:
-    """The tile of either kernel: what shared memory and registers of compute capability 9.0 hold."""
+    """The rule for a tile of either kernel: what shared memory and registers of compute capability 9.0 hold."""
     size, narrow = dtype.itemsize, half <= 64
     if size == 2:
         return Tiles(64, 64, 4 if narrow else 8, 2)
@@ -162,29 +162,30 @@ def qk_gradients(
     """The gradients of q, k, cos and sin that are needed; ``saved`` are these."""
     batch, heads, group, rows, keys = problem[:5]
     dot = torch.promote_types(problem.dot, ds.dtype)
-    tiles = choose_tiles(problem.half, dot)
+    rule, width = choose_tiles(problem.half, dot), 2 * problem.half
+    by_q, by_k = (problem.tiles(name, saved[0].device, dot, width, rule) for name in ("qk_dq", "qk_dk"))
     q, k, cos, sin, ds = (x.resolve_neg() for x in (*saved, ds))
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     sums = TableSums(problem, needs[2] or needs[3], q)
     q_steps, k_steps, ds_steps = strides_of(q), strides_of(k), strides_of(ds)
     packed = (0, rows * 2 * problem.half, 2 * problem.half, 1)
-    width = max(2 * problem.half, tiles.keys)
-    wide = is_wide(problem, tiles, (q_steps, ds_steps, packed), (k_steps,), width)
+    own = (q_steps, ds_steps, packed), (k_steps,)
+    wide = any(is_wide(problem, tiles, *own, max(width, tiles.keys)) for tiles in (by_q, by_k))
     steps = (q_steps, k_steps, problem.tables[:2], problem.tables[2:])
     made = (dq, dk, *sums.of_q, *sums.of_k)
     constants: dict[str, Any] = {
         "WORK": TL_DTYPES[work_dtype(problem.dot)], "DOT": TL_DTYPES[dot], "SUM": TL_DTYPES[work_dtype(dot)],
         "PRECISION": precision, "TABLES": sums.wanted, "WIDE": wide, "BLOCK_D": block_of(problem.half),
-        "VECTOR": is_even((q, k, cos, sin, *made), steps, (problem.half,)), **tiles.options,
+        "VECTOR": is_even((q, k, cos, sin, *made), steps, (problem.half,)),
     }  # fmt: skip
     numbers = (*problem.sizes, problem.scale, *q_steps, *k_steps, *problem.tables, *ds_steps)
     # Where no row meets a key, gradients are zero times the tables, and those of tables zero times q and k.
-    programs = check_programs(NAME, ceil_div(rows * group, tiles.rows) * batch * heads)
+    programs = check_programs(NAME, ceil_div(rows * group, by_q.rows) * batch * heads)
     if programs and (needs[0] or sums.wanted):
-        query_gradient_kernel[(programs,)](q, k, cos, sin, ds, dq, *sums.of_q, *numbers, **constants)
-    programs = check_programs(NAME, ceil_div(keys, tiles.keys) * batch * heads)
+        query_gradient_kernel[(programs,)](q, k, cos, sin, ds, dq, *sums.of_q, *numbers, **constants, **by_q.options)
+    programs = check_programs(NAME, ceil_div(keys, by_k.keys) * batch * heads)
     if programs and (needs[1] or sums.wanted):
-        key_gradient_kernel[(programs,)](q, k, cos, sin, ds, dk, *sums.of_k, *numbers, **constants)
+        key_gradient_kernel[(programs,)](q, k, cos, sin, ds, dk, *sums.of_k, *numbers, **constants, **by_k.options)
     found: list[torch.Tensor | None] = [dq if needs[0] else None, dk if needs[1] else None]
     return found + [sums.gradient(i, table) if needs[2 + i] else None for i, table in enumerate((cos, sin))]
 

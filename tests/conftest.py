@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,3 +77,12 @@ def engine(only_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eng
     yield only_engine
     only_engine.uninstall()
     only_engine.reset()
+
+
+@pytest.fixture
+def launching(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """The engine, to which the fused kernels launch; no launch may do what the engine reports."""
+    for name in ("rope_qk", "rope_attention", "fused_operators"):
+        monkeypatch.setattr(importlib.import_module(f"kernels.{name}"), "can_launch", lambda device: True)
+    yield engine
+    assert engine.accesses == {}

@@ -15,14 +15,19 @@ import torch
 import torch._dynamo.config
 import torch._functorch.config
 
+from fuzzrope import atomic
+from fuzzrope.bench.compiling import compile_all, jobs_of
 from fuzzrope.bench.peers import PEERS, Peer
 from fuzzrope.bench.report import Report, about, progress, summary
 from fuzzrope.bench.rows import GROUPS, ROWS, Row
-from fuzzrope.bench.session import Machine, ceilings, measure_all
+from fuzzrope.bench.session import Ceilings, Machine, ceilings, measure_all
 from fuzzrope.bench.timing import Cuda, GpuTime, LaunchTime
+from fuzzrope.bench.tune import kernels_of, tune
 from fuzzrope.cli import Usage
 from fuzzrope.report.summary import EXIT_FINDINGS, EXIT_NOTHING, EXIT_PASS
 from fuzzrope.versions import versions
+from kernels.tile_table import TABLE
+from kernels.tiling import architecture
 
 ROUNDS, QUICK_ROUNDS = 15, 5
 
@@ -80,6 +85,23 @@ def run(
     return EXIT_FINDINGS if report.lost else EXIT_PASS
 
 
+def tune_tiles(rows: Sequence[Row], machine: Machine, ceiling: Ceilings, path: Path, rounds: int) -> int:
+    """Compile and try the tiles of our kernels at these rows, and write the table after each; gives the exit code."""
+    pairs = [(kernel, row) for row in rows for kernel in kernels_of(row)]
+    if not pairs:
+        raise Usage("--tune: these rows have no kernel to tune")
+    jobs, began = jobs_of(pairs), time.monotonic()
+    done = compile_all(jobs)
+    click.echo(f"{done} of {len(jobs)} tiles compile, in {time.monotonic() - began:.0f} s")
+
+    def save(text: str) -> None:
+        atomic.write(path, text)
+
+    here = architecture(torch.device(machine.device))
+    tune(pairs, machine, ceiling, here, TABLE, click.echo, save, rounds)
+    return EXIT_PASS
+
+
 def prepare_compilers() -> None:
     """Settings of the compilers that measuring needs; this process does nothing else."""
     torch._dynamo.config.recompile_limit = 1000  # one function meets every row
@@ -92,9 +114,22 @@ def prepare_compilers() -> None:
 @click.option("--quick", is_flag=True, help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write everything there.")
 @click.option(
+    "--tune",
+    "table",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Instead, try every tile of our kernels at these rows, and write kernels/tile_table.py there.",
+)
+@click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw a picture there (needs matplotlib)."
 )
-def bench(groups: tuple[str, ...], only: str | None, quick: bool, json_path: Path | None, plot: Path | None) -> None:
+def bench(
+    groups: tuple[str, ...],
+    only: str | None,
+    quick: bool,
+    json_path: Path | None,
+    table: Path | None,
+    plot: Path | None,
+) -> None:
     """Measure the kernels beside their peers, on a GPU.
 
     GROUP is rope, scores, attention or backward; all if none is given. Results are held against float64 before
@@ -105,6 +140,8 @@ def bench(groups: tuple[str, ...], only: str | None, quick: bool, json_path: Pat
     rows = chosen(groups, only)
     if not rows:
         raise Usage(f"--only {only}: no row of {', '.join(groups or GROUPS)} has this in its name")
+    if table is not None and (json_path or plot):
+        raise Usage("--tune writes a table of tiles alone: no --json, no --plot")
     if plot is not None and not importlib.util.find_spec("matplotlib"):
         raise Usage("--plot: matplotlib is not installed; pip install 'fuzzrope[bench]'")
     if not torch.cuda.is_available():
@@ -116,6 +153,8 @@ def bench(groups: tuple[str, ...], only: str | None, quick: bool, json_path: Pat
     machine = Machine("cuda", here["cache bytes"], GpuTime(gpu), LaunchTime(gpu))
     report = Report(here, ceilings(machine, rounds))
     click.echo("\n".join(about(here, report.ceilings)))
+    if table is not None:
+        sys.exit(tune_tiles(rows, machine, report.ceilings, table, rounds))
 
     def write() -> None:
         if json_path is not None:

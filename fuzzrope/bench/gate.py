@@ -47,12 +47,15 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 
     return torch.cat([x1 * c - x2 * s, x2 * c + x1 * s], dim=-1)
 
 
-def _scores(row: Row, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Unscaled scores (n, G, Sq, Sk) of q (n, G, Sq, D) and k (n, 1, Sk, D)."""
+def _scores(row: Row, *parts: torch.Tensor) -> torch.Tensor:
+    """Unscaled scores (n, G, Sq, Sk) of q (n, G, Sq, D) and k (n, 1, Sk, D), by tables cos and sin."""
+    q, k, cos, sin = parts
     return rotated(q, cos, sin, row.offset) @ rotated(k, cos, sin).mT
 
 
-def _attention(row: Row, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *tables: torch.Tensor) -> torch.Tensor:
+def _attention(row: Row, *parts: torch.Tensor) -> torch.Tensor:
+    """o (n, G, Sq, D) of q, k and v (n, 1, Sk, D), likewise."""
+    q, k, v, *tables = parts
     scores = _scores(row, q, k, *tables) / math.sqrt(row.width)
     if row.causal:
         i = row.offset + torch.arange(row.rows, device=q.device)[:, None]
@@ -77,17 +80,14 @@ def truth(row: Row, inputs: Inputs, rotates: bool = True) -> Tensors:
         grouped.append(inputs.v.reshape(row.batch * row.kv_heads, 1, *inputs.v.shape[2:]))
     found: list[list[torch.Tensor]] = []
     for piece in pieces(row, MOST_AT_ONCE):
-        parts = [x[piece] for x in grouped]
-        if row.operation == "scores":
-            found.append([_scores(row, parts[0], parts[1], *tables)])
-        elif row.group == "backward":
-            given = inputs.given[0].reshape(grouped[0].shape)[piece].double()
+        parts, compute = [x[piece] for x in grouped], _scores if row.operation == "scores" else _attention
+        if row.group == "backward":
+            given = inputs.given[0].reshape(*grouped[0].shape[:3], -1)[piece].double()
             with torch.enable_grad():
                 leaves = [x.detach().double().requires_grad_() for x in parts]
-                result = _attention(row, *leaves, *tables)
-                found.append(list(torch.autograd.grad(result, leaves, given)))
+                found.append(list(torch.autograd.grad(compute(row, *leaves, *tables), leaves, given)))
         else:
-            found.append([_attention(row, *parts, *tables)])
+            found.append([compute(row, *parts, *tables)])
         found[-1] = [_kept(x, row) for x in found[-1]]
     joined = [torch.cat(of_one) for of_one in zip(*found, strict=True)]
     return tuple(x.reshape(row.batch, -1, *x.shape[2:]) for x in joined)

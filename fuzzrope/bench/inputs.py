@@ -20,7 +20,7 @@ ANGLE_BASE = 10000.0
 class Inputs:
     """One set: q, k, v (empty but for attention), tables (R, width/2) of true angles, and wide ones (1, R, width).
 
-    ``given`` is handed back to a row of ``backward``: one tensor for o (like q), or one each for rotated q and k.
+    ``given`` is handed back to a row of ``backward``: one tensor for scores or o, or one each for rotated q and k.
     """
 
     q: torch.Tensor
@@ -65,6 +65,7 @@ def make(row: Row, device: str, seed: int) -> Inputs:
     given: tuple[torch.Tensor, ...] = ()
     if row.group == "backward":
         shapes = (of_q, of_k) if row.operation == "rope" else (of_q,)
+        shapes = ((*of_q[:3], row.keys),) if row.operation == "scores" else shapes
         given = tuple(_normal(shape, dtype, device, 8 * seed + 3 + i) for i, shape in enumerate(shapes))
     return Inputs(q, k, v, cos, sin, wide_cos, wide_sin, given)
 
@@ -112,6 +113,8 @@ def work_of(row: Row) -> Work:
         return Work(of_q + of_k + tables, of_q + of_k, 0)
     if row.operation == "scores":
         scores = row.batch * row.heads * row.rows * row.keys * size
+        if row.group == "backward":
+            return Work(of_q + of_k + tables + scores, of_q + of_k, 4 * pairs * row.width)
         return Work(of_q + of_k + tables, scores, 2 * pairs * row.width)
     if row.group == "backward":
         sums = row.batch * row.heads * row.rows * 4  # of each row, float32

@@ -21,7 +21,7 @@ from kernels.forms import Meta
 from kernels.launch import TL_DTYPES
 from kernels.layout import View
 from kernels.outputs import promoted
-from kernels.rope import plan_launch
+from kernels.rope import plan_launch, tiles_of
 
 Tensor = torch.Tensor
 Call = Callable[[Inputs], tuple[Tensor, ...]]
@@ -85,7 +85,8 @@ def written(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     """
     outs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k)]
     c, s = (View(tuple(table.shape), table.stride()) for table in (cos, sin))
-    launch = plan_launch([Meta.of(q), Meta.of(k)], [Meta.of(out) for out in outs], c, s)
+    forms = [Meta.of(out) for out in outs]
+    launch = plan_launch([Meta.of(q), Meta.of(k)], forms, c, s, tiles_of(forms, q.device))
     types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
     launch.run((q, k, cos, sin, *outs))
@@ -253,13 +254,14 @@ PEERS: tuple[Peer, ...] = (
     Peer("torch.compile", "rope", compiled, costly=COMPILED, backward=True),
     Peer("unfused", "rope", unfused),
     Peer("Liger", "rope", liger, backward=True),
-    Peer("kernels.rope_qk", "scores", _our_scores, ours=True),
+    Peer("kernels.rope_qk", "scores", _our_scores, ours=True, backward=True),
     Peer("kernels.rope + matmul", "scores", then(best, by_matmul)),
-    Peer("eager + matmul", "scores", then(plain(eager), by_matmul)),
+    Peer("kernels.rope + matmul", "scores", then(plain(ours), by_matmul), backward=True, forward=False),
+    Peer("eager + matmul", "scores", then(plain(eager), by_matmul), backward=True),
     Peer("torch.compile", "scores", _whole_scores, costly=COMPILED),
     Peer("unfused + matmul", "scores", then(unfused, by_matmul)),
     Peer("Liger + matmul", "scores", then(liger, by_matmul)),
-    Peer("matmul, no RoPE", "scores", then(plain(none), by_matmul), rotates=False),
+    Peer("matmul, no RoPE", "scores", then(plain(none), by_matmul), rotates=False, backward=True),
     Peer("kernels.rope_attention", "attention", _our_attention, ours=True, decodes=True, backward=True),
     Peer("kernels.rope + cuDNN", "attention", then(best, _CUDNN), decodes=True),
     Peer("kernels.rope + flash", "attention", then(best, _FLASH), decodes=True),

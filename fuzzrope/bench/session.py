@@ -92,7 +92,7 @@ def run_of(call: Call, row: Row, inputs: Inputs) -> Run:
     """One call on one set; in rows of ``backward``, autograd's pass through a call that has been made."""
     if row.group != "backward":
         return lambda: call(inputs)
-    names = ("q", "k") if row.operation == "rope" else ("q", "k", "v")
+    names = ("q", "k", "v") if row.operation == "attention" else ("q", "k")
     leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in names}
     with torch.enable_grad():
         results = call(replace(inputs, **leaves))
@@ -103,8 +103,8 @@ def _bytes_of(results: gate.Tensors) -> int:
     return sum(x.numel() * x.element_size() for x in results)
 
 
-class _Bench:
-    """One row at work: its inputs, the truth about them, and the peers that are ready to be timed."""
+class Bench:
+    """One row at work: its inputs, and the truth about them once it has been asked for."""
 
     def __init__(self, row: Row, machine: Machine) -> None:
         self.row, self.timer = row, machine.launch if row.launch else machine.gpu
@@ -121,7 +121,7 @@ class _Bench:
         if not gate.passes(error, self.row):
             return Cell(peer, WRONG, f"off by {error.whole:.1e}, {error.row:.1e} in a row", error)
         size = _bytes_of(results)
-        del results
+        del results  # or timing would find its memory taken
         return error, self.timer.start([run_of(call, self.row, inputs) for inputs in self.sets], size)
 
 
@@ -134,17 +134,26 @@ def _failed(peer: Peer, error: Exception) -> Cell:
     return Cell(peer, FAILED, one_line(f"{type(error).__name__}: {first}", 200))
 
 
-def measure(row: Row, machine: Machine, ceiling: Ceilings, peers: Sequence[Peer], rounds: int) -> Measured:
-    """All peers that serve a row. A peer that raises or runs out of memory costs its own cell alone."""
+def measure(
+    row: Row,
+    machine: Machine,
+    ceiling: Ceilings,
+    peers: Sequence[Peer],
+    rounds: int,
+    bench: Bench | None = None,
+) -> Measured:
+    """All peers that serve a row. A peer that raises or runs out of memory costs its own cell alone.
+
+    ``bench`` is the row at work, if others were measured at it before.
+    """
     serving = [peer for peer in peers if peer.serves(row)]
     cells: dict[str, Cell] = {}
     ready: dict[str, tuple[gate.Error, Callable[[], float]]] = {}
     sets, timer = 0, machine.launch if row.launch else machine.gpu
     with torch.no_grad():
-        bench: _Bench | None = None
         for peer in serving:
             try:
-                bench = bench or _Bench(row, machine)
+                bench = bench or Bench(row, machine)
                 prepared = bench.prepare(peer)
             except Exception as error:  # noqa: BLE001 - whatever a peer raises is its own result
                 cells[peer.name] = _failed(peer, error)
@@ -155,7 +164,6 @@ def measure(row: Row, machine: Machine, ceiling: Ceilings, peers: Sequence[Peer]
                 ready[peer.name] = prepared
         if bench is not None:
             sets = len(bench.sets)
-            bench.truths.clear()
         found = in_turns([batch for _, batch in ready.values()], rounds)
     by_name = {peer.name: peer for peer in serving}
     for (name, (off, _)), times in zip(ready.items(), found, strict=True):

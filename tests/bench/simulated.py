@@ -86,6 +86,7 @@ SMALL = {
     "causal attention": Row("attention", 1, 4, 2, 6, 6, 8, causal=True),
     "one row": Row("attention", 2, 4, 2, 1, 9, 8, causal=True, offset=8),
     "backward of rope": Row("backward", 2, 2, 1, 6, 6, 8, of="rope"),
+    "backward of scores": Row("backward", 2, 4, 2, 6, 6, 8, of="scores"),
     "backward": Row("backward", 2, 4, 2, 6, 6, 8, causal=True, of="attention"),
 }
 

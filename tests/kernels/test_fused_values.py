@@ -124,11 +124,10 @@ def test_shared_keys_are_judged_as_strictly_as_others(tmp_path):
     path = tmp_path / "shares.py"
     path.write_text(
         "import importlib\n"
-        "from kernels.fused import Tiles\n"
+        "from kernels.pinned import pinned\n"
         "module = importlib.import_module('kernels.rope_attention')\n"
-        "module.choose_tiles = lambda *args: Tiles(16, 16, 4, 1)\n"
         "module.choose_splits = lambda programs, tiles: 3\n"
-        "ModelNew = module.rope_attention\n"
+        "ModelNew = pinned('rope_attention', 'attention=16x16x4x1')\n"
     )
     target = replace(find(str(path)), operation="rope_attention")
     events = []

@@ -27,13 +27,15 @@ def accesses(dtype: torch.dtype, vector: bool) -> Counter[int]:
     table = Meta((64, 64), (64, 1), dtype)
     plan = make_plan(x, x, table, table)
     assert plan.launch.even
-    constants: dict[str, Any] = {**plan.launch.constants, "VECTOR": vector, "BACK": False}
     names = KERNEL.arg_names
+    given = {**plan.launch.constants, "VECTOR": vector, "BACK": False}
+    constants: dict[str, Any] = {name: value for name, value in given.items() if name in names}
+    options = {name: value for name, value in given.items() if name not in names}
     pointers, numbers = names[:6], [name for name in names[6:] if name not in constants]
     signature = dict.fromkeys(pointers, f"*{NAMES[dtype]}") | dict.fromkeys(numbers, "i32")
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(KERNEL, signature, {(names.index(name),): value for name, value in constants.items()})
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False, **options})
     found = re.findall(r"(?:ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"])
     return Counter(int(count or 1) * int(bits) // 8 for count, bits in found)
 
