@@ -16,18 +16,18 @@ import torch._dynamo.config
 import torch._functorch.config
 
 from fuzzrope import atomic
-from fuzzrope.bench.compiling import compile_all, jobs_of
+from fuzzrope.bench.compiling import compile_all, jobs_of, variant
 from fuzzrope.bench.peers import PEERS, Peer
 from fuzzrope.bench.report import Report, about, progress, summary
 from fuzzrope.bench.rows import GROUPS, ROWS, Row
 from fuzzrope.bench.session import Ceilings, Machine, ceilings, measure_all
 from fuzzrope.bench.timing import Cuda, GpuTime, LaunchTime
-from fuzzrope.bench.tune import kernels_of, tune
+from fuzzrope.bench.tune import kernels_of, legal, tune
 from fuzzrope.cli import Usage
 from fuzzrope.report.summary import EXIT_FINDINGS, EXIT_NOTHING, EXIT_PASS
 from fuzzrope.versions import versions
 from kernels.tile_table import TABLE
-from kernels.tiling import architecture
+from kernels.tiling import Tiles, architecture
 
 ROUNDS, QUICK_ROUNDS = 15, 5
 
@@ -91,14 +91,17 @@ def tune_tiles(rows: Sequence[Row], machine: Machine, ceiling: Ceilings, path: P
     if not pairs:
         raise Usage("--tune: these rows have no kernel to tune")
     jobs, began = jobs_of(pairs), time.monotonic()
-    done = compile_all(jobs)
-    click.echo(f"{done} of {len(jobs)} tiles compile, in {time.monotonic() - began:.0f} s")
+    refused = compile_all(jobs)
+    click.echo(f"{len(jobs)} tiles compiled in {time.monotonic() - began:.0f} s, {len(refused)} of them refused")
+
+    def those_that_compile(kernel: str, row: Row) -> list[Tiles]:
+        return [tiles for tiles in legal(kernel, row) if variant(kernel, row, tiles) not in refused]
 
     def save(text: str) -> None:
         atomic.write(path, text)
 
     here = architecture(torch.device(machine.device))
-    tune(pairs, machine, ceiling, here, TABLE, click.echo, save, rounds)
+    tune(pairs, machine, ceiling, here, TABLE, click.echo, save, rounds, those_that_compile)
     return EXIT_PASS
 
 

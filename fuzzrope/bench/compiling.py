@@ -1,7 +1,7 @@
 """Tiles compiled beforehand, on every core: one process would take an hour for what tuning tries.
 
 Workers call a kernel on small inputs, of which no size is in the compiled code; what they compile is in Triton's cache
-on disk, where the process that measures finds it. A tile that does not compile fails there once more, and is told of.
+on disk, where the process that measures finds it. What they cannot compile or launch is not measured.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def small(row: Row) -> Row:
     return replace(row, batch=1, heads=row.group_size, kv_heads=1, rows=SMALL, keys=SMALL)
 
 
+def variant(kernel: str, row: Row, tiles: Tiles) -> Job:
+    """A kernel, a row and a tile; the same for all that compile to the same code."""
+    return kernel, small(replace(row, causal=False, costly=())), tiles._replace(steps=0)
+
+
 def jobs_of(pairs: Sequence[tuple[str, Row]]) -> list[Job]:
     """What kernels at rows need compiled, each once."""
-    found = {
-        (kernel, small(replace(row, causal=False)), tiles): (kernel, small(row), tiles)
-        for kernel, row in pairs
-        for tiles in legal(kernel, row)
-    }
-    return list(found.values())
+    return list(dict.fromkeys(variant(kernel, row, tiles) for kernel, row in pairs for tiles in legal(kernel, row)))
 
 
 def compile_one(job: Job, device: str = "cuda") -> str:
@@ -55,15 +55,21 @@ def compile_one(job: Job, device: str = "cuda") -> str:
     return ""
 
 
-def compile_all(jobs: Sequence[Job], workers: int | None = None) -> int:
-    """Compile them all; returns how many did. A worker that dies ends the attempt, and what is left comes later."""
+def compile_all(jobs: Sequence[Job], workers: int | None = None) -> dict[Job, str]:
+    """Compile them all; returns those that are refused, with the reason.
+
+    A worker that dies ends the attempt, and what is left is compiled when it is measured.
+    """
     context = multiprocessing.get_context("spawn")  # a process that uses CUDA cannot be forked
-    count = workers or min(len(os.sched_getaffinity(0)), len(jobs) or 1)
-    done = 0
-    with ProcessPoolExecutor(count, mp_context=context) as pool:
-        try:
-            for problem in pool.map(compile_one, jobs, chunksize=1):
-                done += not problem
-        except BrokenProcessPool:
-            return done
-    return done
+    count = workers or min(len(os.sched_getaffinity(0)), len(jobs))
+    refused: dict[Job, str] = {}
+    pool = ProcessPoolExecutor(count, mp_context=context)
+    try:
+        for job, problem in zip(jobs, pool.map(compile_one, jobs), strict=False):
+            if problem:
+                refused[job] = problem
+    except BrokenProcessPool:
+        return refused
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return refused

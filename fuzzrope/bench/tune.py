@@ -143,9 +143,9 @@ class Tried:
     count: int
 
 
-def try_row(kernel: str, row: Row, machine: Machine, ceiling: Ceilings, rounds: int) -> Tried:
-    """Time every legal tile of a kernel at a row."""
-    every, bench = legal(kernel, row), Bench(row, machine)
+def try_row(kernel: str, row: Row, tiles: Sequence[Tiles], machine: Machine, ceiling: Ceilings, rounds: int) -> Tried:
+    """Time these tiles of a kernel at a row, and the quickest of them once more."""
+    bench = Bench(row, machine)
 
     def times_of(tiles: Sequence[Tiles], rounds: int) -> dict[Tiles, float]:
         """Medians of those that compile, fit and are right."""
@@ -157,17 +157,17 @@ def try_row(kernel: str, row: Row, machine: Machine, ceiling: Ceilings, rounds: 
             found |= {group[cell.peer.name]: cell.times.median for cell in cells if cell.times is not None}
         return found
 
-    times = times_of(every, FIRST_ROUNDS)
+    times = times_of(tiles, FIRST_ROUNDS)
     best = sorted(times, key=lambda one: times[one])[:KEPT]
     if kernel == "qk":
         best += [one._replace(steps=steps) for one in best for steps in STEPS]
-    return Tried(kernel, row, times_of(best, rounds), len(every))
+    return Tried(kernel, row, times_of(best, rounds), len(tiles))
 
 
 def choose(tried: Iterable[Tried]) -> Tiles | None:
-    """The tile with the lowest mean of log(time / best time) over rows; what lost a row's first turns is half as slow.
+    """The tile with the lowest mean of log(time / best time) over rows, or None if none was right anywhere.
 
-    None if no tile was right anywhere.
+    One that a row's last turns lack counts as twice the slowest there.
     """
     costs: dict[Tiles, float] = {}
     every = [one for one in tried if one.times]
@@ -211,11 +211,12 @@ def tune(
     say: Callable[[str], None],
     save: Callable[[str], None],
     rounds: int,
+    tiles_of: Callable[[str, Row], Sequence[Tiles]] = legal,
 ) -> Table:
     """Try kernels at rows; ``say`` a line for each, and ``save`` the text of the table after it."""
     tried: list[Tried] = []
     for number, (kernel, row) in enumerate(jobs, 1):
-        tried.append(try_row(kernel, row, machine, ceiling, rounds))
+        tried.append(try_row(kernel, row, tiles_of(kernel, row), machine, ceiling, rounds))
         ranked = sorted(tried[-1].times.items(), key=lambda item: item[1])
         shown = ", ".join(f"{text_of(tiles)} {seconds * 1e6:.1f}" for tiles, seconds in ranked[:3]) or "none is right"
         say(f"[{number}/{len(jobs)}] {kernel} at {row.group} {row.name}: of {tried[-1].count}, in µs: {shown}")

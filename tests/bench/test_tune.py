@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fuzzrope.bench import tune
-from fuzzrope.bench.compiling import compile_one, jobs_of, small
+from fuzzrope.bench.compiling import compile_all, compile_one, jobs_of, small
 from fuzzrope.bench.rows import ROWS, Row
 from fuzzrope.bench.tune import Tried, choose, kernels_of, key_of, legal, length_of, updated, written
 from kernels import pinned
@@ -106,10 +106,9 @@ def test_the_shipped_table_is_what_tuning_writes():
     assert Path(module.__file__).read_text() == written(dict(sorted(TABLE.items())))
 
 
-def test_tuning_tries_every_tile_and_then_the_best_with_every_number_of_steps(monkeypatch):
-    monkeypatch.setattr(tune, "legal", lambda kernel, row: [A, B, C])
-    said, saved = [], []
-    found = tune.tune([("qk", ROW)], machine(), CEILINGS, HOPPER, {}, said.append, saved.append, 2)
+def test_tuning_tries_every_tile_and_then_the_best_with_every_number_of_steps():
+    said, saved, tiles_of = [], [], lambda kernel, row: [A, B, C]
+    found = tune.tune([("qk", ROW)], machine(), CEILINGS, HOPPER, {}, said.append, saved.append, 2, tiles_of)
     assert len(said) == len(saved) == 1
     assert said[0].startswith("[1/1] qk at scores (1,2/1,64,16) bfloat16: of 3, in µs: ")
     assert read(saved[0]) == found
@@ -127,13 +126,12 @@ def test_a_tile_that_is_wrong_is_never_chosen(monkeypatch):
         return call if tiles == C else lambda x: tuple(y * math.pi for y in call(x))
 
     monkeypatch.setattr(tune, "pinned_call", broken)
-    monkeypatch.setattr(tune, "legal", lambda kernel, row: [A, B, C])
     for kernel, row in (
         ("attention", SMALL["attention"]),
         ("attention_dk", SMALL["backward"]),
         ("qk_dq", SMALL["backward of scores"]),
     ):
-        tried = tune.try_row(kernel, row, machine(), CEILINGS, 2)
+        tried = tune.try_row(kernel, row, [A, B, C], machine(), CEILINGS, 2)
         assert set(tried.times) == {C}
 
 
@@ -159,6 +157,12 @@ def test_each_variant_is_compiled_once():
     ]
     assert len(both) == 2
     assert len(jobs_of(both)) == len(legal(*both[0]))
+
+
+def test_workers_tell_what_they_cannot_compile():
+    good, bad = ("rope", small(SMALL["rope"]), Tiles(8, 16, 4, 1)), ("rope", small(SMALL["rope"]), "no tile")
+    refused = compile_all([good, bad], workers=1)  # without a GPU, each is refused
+    assert set(refused) == {good, bad} - ({good} if torch.cuda.is_available() else set())
 
 
 def test_what_a_compiler_refuses_is_told_in_a_line(launching):

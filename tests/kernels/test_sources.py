@@ -168,9 +168,7 @@ def test_sides_of_tiles_are_written_as_powers_of_two():
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Tiles"
-        if not isinstance(
-            node.args[0], ast.Starred
-        )  # of the table, of a pin and of choose_tile: test_tiling, test_rope
+        if not isinstance(node.args[0], ast.Starred)  # of the table, a pin or choose_tile
     ]
     assert len(calls) > 10
     for call in calls:

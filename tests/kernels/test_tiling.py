@@ -5,7 +5,10 @@ import importlib
 import pytest
 import torch
 
+from fuzzrope.campaign import run_campaign
 from fuzzrope.case import CaseError
+from fuzzrope.events import Minimized
+from fuzzrope.settings import Settings
 from fuzzrope.targets import TargetError, find
 from kernels import pinned, reference, tiling
 from kernels.fused import MAX_WIDTH, block_of
@@ -170,6 +173,15 @@ def test_steps_of_a_tile_count_where_programs_are_enough():
         assert choose(1, tiles) == 1
     assert choose(10**6, Tiles(16, 16, 4, 1)) == module.MOST_STEPS
     assert choose(module.ENOUGH_PROGRAMS - 1, Tiles(16, 16, 4, 1)) == 1
+
+
+@pytest.mark.parametrize("name", ["kernels.ModelNew", "kernels.rope_qk", "kernels.rope_attention"])
+def test_tiles_that_can_be_shipped_are_judged_as_what_is_shipped(name):
+    events = []
+    settings = Settings(seed=11, max_examples=40, max_time=300.0)
+    finished = run_campaign(find(f"{name}@any"), settings, None, events.append)
+    assert [event.finding for event in events if isinstance(event, Minimized)] == []
+    assert finished.executed == 40
 
 
 # Names
