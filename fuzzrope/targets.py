@@ -86,9 +86,15 @@ def _specimen(name: str, summary: str, operation: str = "rope", gradients: bool 
     return Target(f"specimen:{name}", entry, operation, kernel=kernel, gradients=gradients, summary=summary)
 
 
-def _placed(name: str, summary: str) -> Target:
-    entry = f"fuzzrope.specimens.placed:{name.replace('-', '_')}"
-    return Target(f"specimen:placed-{name}", entry, "rope_placed", summary=summary)
+def _placed(name: str, summary: str, module: str = "placed") -> Target:
+    """A function of a module with a flaw, of the operation ``rope_`` and the module's name."""
+    entry = f"fuzzrope.specimens.{module}:{name.replace('-', '_')}"
+    return Target(f"specimen:{module}-{name}", entry, f"rope_{module}", summary=summary)
+
+
+def _placed_gradient(name: str, flawed: str, summary: str, kind: str = "placed") -> Target:
+    entry = f"fuzzrope.specimens.placed_gradients:{flawed}"
+    return Target(f"specimen:{kind}-gradient-{name}", entry, f"rope_{kind}", gradients=True, summary=summary)
 
 
 def _variant(
@@ -185,6 +191,13 @@ REGISTERED: tuple[Target, ...] = (
     _placed("clamped", "a position beyond a table takes its last row"),
     _placed("dense", "positions are read as if they were contiguous"),
     _placed("below", "a position below 0 takes row 0"),
+    _placed("first-batch", "every batch is turned by the tables of the first", "batched"),
+    _placed("cut", "tables longer than q are read as if they were not", "batched"),
+    _placed("by-cos", "where all batches share cos, they share the first sin", "batched"),
+    _placed_gradient("overwrites", "Overwrites", "of the uses of a row of a table one alone counts"),
+    _placed_gradient("in-order", "InOrder", "the gradient of a table lands in the rows of the sequence"),
+    _placed_gradient("nearest", "Nearest", "a position that a table lacks adds to the gradient of the nearest row"),
+    _placed_gradient("summed", "Summed", "the tables of each batch get the gradient of all batches", "batched"),
     _specimen("gradient-sign", "the gradient's rotation turns on instead of back", gradients=True),
     _specimen("gradient-first-batch", "sums the gradients of the tables over the first batch alone", gradients=True),
     _specimen("gradient-query-only", "leaves k out of the gradients of the tables", gradients=True),
@@ -277,6 +290,14 @@ REGISTERED: tuple[Target, ...] = (
             ("eager-grad", f"{prefix}_tiled:Twin", "plain PyTorch, differentiated by autograd"),
             ("flash-grad", f"fused_differentiable:Differentiable{kind}", "a backward pass in 16-bit products"),
             ("other-grad", f"fused_differentiable:Other{kind}", "a backward pass that rounds elsewhere"),
+        )
+    ),
+    *(
+        _variant(f"{kind}-{name}", entry, what, f"rope_{kind}", kernel=name != "eager", gradients=True)
+        for kind in ("placed", "batched")
+        for name, entry, what in (
+            ("tiled", "placed_differentiable:ModelNew", "batch by batch, the last use of a row summed first"),
+            ("eager", "placed:eager", "plain PyTorch, differentiated by autograd"),
         )
     ),
     _wild("liger", "liger", "liger_kernel", "Liger-Kernel's LigerRopeFunction"),

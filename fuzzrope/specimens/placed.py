@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels import rope
+from kernels import reference, rope
 
 Tensor = torch.Tensor
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -13,6 +13,13 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Outputs:
     """:func:`kernels.rope.rope` as it is."""
     return rope(q, k, cos, sin, positions=positions)
+
+
+def eager(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Outputs:
+    """No flaw: plain PyTorch, with positions or with tables of each batch."""
+    if positions is not None and (positions.dim() not in (1, 2) or positions.dtype.is_floating_point):
+        raise ValueError("positions")
+    return reference.rope_placed(q, k, cos, sin, False, q.shape[3], positions)
 
 
 def first_batch(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Outputs:
