@@ -28,7 +28,8 @@ from fuzzrope.operations.rope_parts import ROPE, TABLES, Part
 OWN = {"both": TABLES, "neither": (), "cos alone": ("cos",), "sin alone": ("sin",)}
 MISFITS = ("rank", "batch", "rows", "columns", "k of another length")
 #: Groups of ``rope``'s strata that mean the same here, by how they begin.
-KEPT = ("size of ", "edge of ", "beyond ", "head_dim", "layout of q", "layout of k", "misaligned", "values", "heads")
+ALONE = ("layout of q", "layout of k", "misaligned", "values", "heads", "invalid")
+KEPT = ("size of ", "edge of ", "beyond ", "head_dim", *ALONE)
 LARGE = {"B": 3, "Hq": 2, "S": 5, "D": 8, "relation": "separate", "heads": "equal"}
 
 
@@ -98,7 +99,10 @@ class RopeBatched(ByBatch):
                 found.append(Stratum(f"layout of batched {name}: {layout}", pins))
         found += [Stratum(f"invalid tables: {m}", (("misfit", m), ("own", "both"), *exact)) for m in MISFITS]
         found += [Stratum(f"dtype: {dtype}", (("dtypes", (dtype,) * 4), *exact)) for dtype in FLOATS]
-        return (*found, *(stratum for stratum in ROPE.strata(blocks) if stratum.group.startswith(KEPT)))
+        kept = [stratum for stratum in ROPE.strata(blocks) if stratum.group.startswith(KEPT)]
+        # Tables that are wrong for rope are so in other words here: above.
+        others = {"invalid: rank of cos", "invalid: no broadcast"}
+        return (*found, *(stratum for stratum in kept if stratum.name not in others))
 
     def classify(self, case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
         """Strata by the geometry of a case."""
@@ -107,7 +111,7 @@ class RopeBatched(ByBatch):
             return frozenset(found)
         plain = as_rope(case)
         if ROPE.rejects(plain):
-            return frozenset()
+            return rope_strata.classify(plain, blocks)
         found = {f"invalid tables: {kind}" for _, kind in _misfits(case)}
         if found:
             return frozenset(found)
@@ -125,7 +129,10 @@ class RopeBatched(ByBatch):
 
     def draw_plain(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
         """A case of ``rope``, and tables of each batch or of one for it."""
-        base = fitting(rope_cases.draw_case(draw, pins, blocks))
+        base = rope_cases.draw_case(draw, pins, blocks)
+        if ROPE.rejects(base):
+            return batched(base, ())
+        base = fitting(base)
         batch = base["q"].shape[0]
         own = OWN[pins.get("own") or draw.mostly(tuple(OWN))] if base["k"].shape[0] == batch else ()
         case = batched(base, own)

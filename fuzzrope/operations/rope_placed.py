@@ -29,10 +29,10 @@ from fuzzrope.operations.rope_parts import ROPE, TABLES, Part
 INDICES = ("int64", "int32")
 PATTERNS = ("in order", "from an offset", "backwards", "repeated", "scattered", "outside", "far outside")
 LAYOUTS = ("contiguous", "sliced", "padded", "expanded")
-MISFITS = ("dtype", "rank", "length", "batch", "k of another length")
+MISFITS = ("dtype", "rank", "length", "batch", "k of another length", "columns")
 SIZES = {"B": 2, "Hq": 2, "S": 5, "D": 6, "relation": "separate", "tables": "longer", "heads": "equal"}
 #: Groups of ``rope``'s strata that mean the same here, by how they begin.
-KEPT = ("size of ", "edge of ", "beyond ", "head_dim", "layout of ", "misaligned", "values of ", "heads")
+KEPT = ("size of ", "edge of ", "beyond ", "head_dim", "layout of ", "misaligned", "values of ", "heads", "invalid")
 
 
 class RopePlaced(ByBatch):
@@ -93,12 +93,14 @@ class RopePlaced(ByBatch):
         found += [Stratum(f"invalid positions: {m}", (("misfit", m), *sizes)) for m in MISFITS]
         for dtype in ("float16", "bfloat16", "float32", "float64"):
             found.append(Stratum(f"dtype: {dtype}", (("dtypes", (dtype,) * 4), *sizes)))
-        return (*found, *(stratum for stratum in ROPE.strata(blocks) if stratum.group.startswith(KEPT)))
+        kept = [stratum for stratum in ROPE.strata(blocks) if stratum.group.startswith(KEPT)]
+        # What does not broadcast is a misfit of columns: above.
+        return (*found, *(stratum for stratum in kept if stratum.name != "invalid: no broadcast"))
 
     def classify(self, case: Case, blocks: tuple[int, ...]) -> frozenset[str]:
         """Strata by the geometry of a case, and by the numbers of its positions."""
         if ROPE.rejects(as_rope(case)):
-            return frozenset()
+            return rope_strata.classify(as_rope(case), blocks)
         misfits = frozenset(f"invalid positions: {kind}" for _, kind in _misfits(case))
         if misfits:
             return misfits
@@ -116,7 +118,10 @@ class RopePlaced(ByBatch):
 
     def draw_plain(self, draw: Draw, pins: Mapping[str, Any], blocks: tuple[int, ...]) -> Case:
         """A case of ``rope`` and positions for it."""
-        base = fitting(rope_cases.draw_case(draw, pins, blocks))
+        base = rope_cases.draw_case(draw, pins, blocks)
+        if ROPE.rejects(base):
+            return placed(base, np.arange(base["q"].shape[-2]))
+        base = fitting(base)
         batch, _, rows, _ = base["q"].shape
         count = base["cos"].shape[0]
         rank = pins.get("rank") or (2 if draw.flag() and base["k"].shape[0] == batch else 1)
@@ -133,6 +138,10 @@ class RopePlaced(ByBatch):
             spec = base["k"]
             shape = (*spec.shape[:2], spec.shape[2] + 1, spec.shape[3])
             base = base.with_tensors({"k": replace(spec, shape=shape, strides=dense(shape), storage="k")})
+        if misfit == "columns":
+            name = draw.choice(TABLES)
+            wide = (base[name].shape[0], base["q"].shape[3] // 2 + draw.choice((1, 2)))
+            base = base.with_tensors({name: replace(base[name], shape=wide, strides=dense(wide), storage=name)})
         shape = (rows,) if rank == 1 else (draw.choice((batch, 1)) if "laid" not in pins else batch, rows)
         numbers = _drawn(draw, pins.get("pattern") or draw.mostly(PATTERNS), shape, count)
         laid = LAYOUTS if len(shape) > 1 else ("contiguous", "sliced", "expanded")

@@ -1,0 +1,18 @@
+"""Libraries that others wrote, behind the adapters of :mod:`fuzzrope.wild`."""
+
+from __future__ import annotations
+
+from fuzzrope.targets.target import Target
+
+
+def _wild(name: str, module: str, needs: str, summary: str, launches: bool = True) -> Target:
+    """A library's function behind an adapter; what is outside its domain launches no kernel."""
+    entry = f"fuzzrope.wild.{module}:ModelNew"
+    return Target(f"wild:{name}", entry, kernel=False, summary=summary, needs=needs, extra=name, launches=launches)
+
+
+WILD: tuple[Target, ...] = (
+    _wild("liger", "liger", "liger_kernel", "Liger-Kernel's LigerRopeFunction"),
+    _wild("transformers", "transformers_llama", "transformers", "Hugging Face's apply_rotary_pos_emb, of Llama", False),
+    _wild("fla", "fla", "fla", "flash-linear-attention's rotary_embedding"),
+)
