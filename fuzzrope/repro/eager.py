@@ -44,6 +44,13 @@ def rope_placed(
     return turned(q, c, s), turned(k, c, s), cos, sin
 
 
+def rope_batched(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q and k turned by the first S rows of the tables of their batch, (1 or B, R, W), and those rows."""
+    cos, sin = cos[:, : q.shape[2]], sin[:, : q.shape[2]]
+    c, s = cos[:, None], sin[:, None]
+    return turned(q, c, s), turned(k, c, s), cos, sin
+
+
 def promoted(*tensors: Tensor) -> torch.dtype:
     """The promoted dtype of them all."""
     return reduce(torch.promote_types, (x.dtype for x in tensors))

@@ -16,7 +16,7 @@ def drawn(name, count):
     return [case for case in cases if not operation.rejects(case) and max(s.numel for _, s in case.tensors) < 10**6]
 
 
-@pytest.mark.parametrize("name", ["rope", "rope_options", "rope_placed", "rope_qk", "rope_attention"])
+@pytest.mark.parametrize("name", ["rope", "rope_options", "rope_placed", "rope_batched", "rope_qk", "rope_attention"])
 def test_the_written_out_contract_gives_the_reference_bits(name):
     operation, function = OPERATIONS[name], getattr(eager, "rope" if name == "rope_options" else name)
     cases = drawn(name, 40)

@@ -63,6 +63,7 @@ def test_an_error_that_was_not_found_is_no_finding(tmp_path):
         ("specimen-attention-no-delta", "gradient", "WRONG: d", "variant:attention-eager-grad"),
         ("specimen-qk-no-offset", "mismatch", "WRONG: scores", "variant:qk-twin"),
         ("specimen-placed-dense", "mismatch", "elements are wrong", "kernels.rope_placed"),
+        ("specimen-batched-cut", "mismatch", "elements are wrong", "kernels.rope_batched"),
     ],
 )
 def test_gradients_and_the_other_operations_are_shown(folder, kind, said, honest, tmp_path):
