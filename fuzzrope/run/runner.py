@@ -118,7 +118,8 @@ class Runner:
     @property
     def deadline(self) -> float:
         """Seconds that a case has unless it is told otherwise."""
-        return self.limits.seconds * (COMPILING if self.target.level == "strict" and self.device == "cpu" else 1)
+        compiles = self.device == "cpu" and (self.target.level == "strict" or self.target.bare)
+        return self.limits.seconds * (COMPILING if compiles else 1)
 
     def __enter__(self) -> Runner:
         self._start()
@@ -203,8 +204,8 @@ class Runner:
         entry = os.path.abspath(self.target.entry) if self.target.is_file else self.target.entry
         assert self._folder is not None
         folder = tempfile.mkdtemp(dir=self._folder)
-        message = {"do": "spawn", "entry": entry, "device": self.device, "engine": self.engine, "limits": limits}
-        message["folder"] = folder
+        message = {"do": "spawn", "entry": entry, "device": self.device, "limits": limits}
+        message |= {"engine": "bare" if self.target.bare else self.engine, "folder": folder}
         control = self._ask(message)
         control.settimeout(START_SECONDS)
         data, descriptors, _, _ = socket.recv_fds(control, 100, 1)
