@@ -1,23 +1,25 @@
 """A campaign: draw cases under a budget, judge each, minimize and keep what fails, and say so in events.
 
 The order of work is fixed by the seed alone. Rounds of Hypothesis run one after another: first the
-operation's probes, then every declared stratum not reached yet, then free rounds until the budget ends.
-A round stops at its first new bucket; Hypothesis shrinks it, :mod:`fuzzrope.notebook` has it minimized and
-kept, and from then on that bucket counts as known.
+operation's probes, then every declared stratum not reached yet, groups of them taking turns, then free rounds
+until the budget ends. A round stops at its first new bucket; Hypothesis shrinks it, :mod:`fuzzrope.notebook` has it
+minimized and kept, and from then on that bucket counts as known.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fuzzrope.case import Case
 from fuzzrope.draw import search
-from fuzzrope.events import Event, Example, Finished, Started
+from fuzzrope.events import Event, Example, Finished, Seen, Started
 from fuzzrope.examine import IDLE, examine, examine_afresh, sampled
 from fuzzrope.findings import Finding, worst
 from fuzzrope.judge import Errors, Verdict, judge
@@ -39,13 +41,21 @@ class _Over(BaseException):
     """The budget is spent; passes through Hypothesis untouched."""
 
 
-def run_campaign(target: Target, settings: Settings, folder: Path | None, emit: Emit) -> Finished:
+def run_campaign(
+    target: Target, settings: Settings, folder: Path | None, emit: Emit, runner: Runner | None = None
+) -> Finished:
     """Run a campaign on one target, saving cases under ``folder`` unless it is None.
+
+    ``runner``, if given, has the settings' device, limits and engine; it is turned to the target, and stays open.
 
     Raises:
         RunnerError: no child process could be started.
     """
-    with Runner(target, settings.device, settings.limits, settings.engine) as runner:
+    with contextlib.ExitStack() as stack:
+        if runner is None:
+            runner = stack.enter_context(Runner(target, settings.device, settings.limits, settings.engine))
+        else:
+            runner.turn_to(target)
         campaign = _Campaign(target, settings, folder, emit, runner)
         try:
             campaign.run()
@@ -59,6 +69,16 @@ def run_campaign(target: Target, settings: Settings, folder: Path | None, emit: 
         finished = campaign.finished()
     emit(finished)
     return finished
+
+
+def in_turns(strata: tuple[Stratum, ...]) -> list[Stratum]:
+    """The first of each group, then the second of each: no region waits for all of a larger one."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for stratum in strata:
+        turns.append((seen[stratum.group], stratum))
+        seen[stratum.group] += 1
+    return [stratum for _, stratum in sorted(turns, key=lambda turn: turn[0])]
 
 
 class _Campaign:
@@ -81,7 +101,7 @@ class _Campaign:
         self._spent = 0
         self._failure: tuple[Case, Finding] | None = None
         keeper = Keeper(target, settings, folder)
-        self.notebook = Notebook(keeper, self._execute, self._execute_afresh, self.operation, emit, self._left)
+        self.notebook = Notebook(keeper, self._execute, self._execute_afresh, self.operation, self._say, self._left)
         self.known = self.notebook.known
 
     # The order of work
@@ -108,7 +128,7 @@ class _Campaign:
             self._count(case, verdict)
             self.notebook.settle(case, verdict)
         for visit in range(self.settings.visits):
-            for index, stratum in enumerate(self.strata):
+            for index, stratum in enumerate(in_turns(self.strata)):
                 if self._mine(index) and self.visits[stratum.name] <= visit:
                     self._round(dict(stratum.pins), 2, f"{stratum.name}#{visit}")
         for index in itertools.count():
@@ -241,6 +261,12 @@ class _Campaign:
         for output, errors in verdict.by_output.items():
             self.by_output.setdefault(output, Errors()).add(errors)
         self.emit(Example(case, self.examples, strata, len(self.reached), verdict.skipped))
+
+    def _say(self, event: Event) -> None:
+        """Pass on what the notebook says, with when it was."""
+        if isinstance(event, Seen):
+            event = replace(event, examples=self.examples, seconds=time.monotonic() - self.started)
+        self.emit(event)
 
     def _left(self) -> float:
         return self.settings.max_time - (time.monotonic() - self.started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import json
@@ -147,14 +148,16 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
 
     gc.freeze()  # all that is imported stays: collections of garbage need not go through it
     gc.set_threshold(10_000)  # most of what a case makes is gone before a collection would find it in use
-    for target in chosen:
-        try:
-            if run_parallel(target, settings, options["corpus"], emit, options["jobs"]).interrupted:
-                break
-        except RunnerError as error:
-            if len(chosen) == 1:
-                raise
-            run.broken[target.name] = str(error)  # the next one may fare better
+    with contextlib.closing(Runner(chosen[0], settings.device, settings.limits, settings.engine)) as runner:
+        for target in chosen:
+            try:
+                if run_parallel(target, settings, options["corpus"], emit, options["jobs"], runner).interrupted:
+                    break
+            except RunnerError as error:
+                if len(chosen) == 1:
+                    raise
+                run.broken[target.name] = str(error)  # the next one may fare better
+                runner.close()
     log.close()
     if len(chosen) > 1:
         screen.close(run.broken)

@@ -42,11 +42,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Seen:
-    """A bucket was seen for the first time; the case is saved, not yet minimized."""
+    """A bucket was seen for the first time, after so many examples and seconds; its case is not minimized yet."""
 
     finding: Finding
     case: Case
     path: Path | None
+    examples: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from fuzzrope import corpus, shrink
@@ -67,6 +68,16 @@ class Keeper:
             self._own.discard(path)
 
 
+@dataclass
+class _Work:
+    """A finding that is about to be shrunk, and where its case is saved."""
+
+    finding: Finding
+    case: Case
+    verdict: Verdict
+    path: Path | None = None
+
+
 class Notebook:
     """The buckets a campaign knows, and the one it is working on."""
 
@@ -83,35 +94,38 @@ class Notebook:
         self.withdrawn: set[str] = set()  # buckets of the case in work that did not stand
         self._keeper, self._execute, self._confirm, self._operation = keeper, execute, confirm, operation
         self._emit, self._left = emit, left
-        self._open: tuple[Finding, Case, Path | None] | None = None
+        self._open: _Work | None = None
 
     def note(self, case: Case, verdict: Verdict, finding: Finding) -> None:
         """Save a finding that is about to be shrunk."""
-        path = self._keeper.save(case, verdict, finding, "found, not minimized")
         self.withdrawn = set()
-        self._open = (finding, case, path)
-        self._emit(Seen(finding, case, path))
+        self._open = _Work(finding, case, verdict)  # before it is saved: an interrupt in between loses nothing
+        self._open.path = self._save_raw(self._open)
+        self._emit(Seen(finding, case, self._open.path))
+
+    def _save_raw(self, work: _Work) -> Path | None:
+        return self._keeper.save(work.case, work.verdict, work.finding, "found, not minimized")
 
     def give_up(self, complete: bool = False) -> None:
         """Leave the finding in work as it was first saved; ``complete`` if there is nothing to minimize."""
         if self._open is not None:
-            finding, case, path = self._open
-            self._open = None
-            self.known.add(finding.bucket)
-            self._emit(Minimized(finding, case, path, complete, steps=0))
+            work, self._open = self._open, None
+            if work.path is None or not work.path.exists():
+                work.path = self._save_raw(work)
+            self.known.add(work.finding.bucket)
+            self._emit(Minimized(work.finding, work.case, work.path, complete, steps=0))
 
     def withdraw(self) -> None:
         """Drop the finding in work, which did not stand: any machine is slow once."""
         if self._open is not None:
-            finding, _, path = self._open
-            self._open = None
-            self._keeper.drop(path)
-            self.withdrawn.add(finding.bucket)
+            work, self._open = self._open, None
+            self._keeper.drop(work.path)
+            self.withdrawn.add(work.finding.bucket)
 
     @property
     def hangs(self) -> bool:
         """Whether the target is known, or suspected, to hang."""
-        suspected = set() if self._open is None else {self._open[0].bucket}
+        suspected = set() if self._open is None else {self._open.finding.bucket}
         return any(bucket.partition(":")[0] == "timeout" for bucket in self.known | suspected)
 
     def settle(self, case: Case, verdict: Verdict, minimize: bool = True) -> None:
@@ -119,7 +133,7 @@ class Notebook:
         while new := [f for f in verdict.findings if f.bucket not in self.known | self.withdrawn]:
             if len(self.known) >= self._keeper.settings.max_findings:
                 return
-            finding = worst([f for f in new if self._open is not None and f.bucket == self._open[0].bucket] or new)
+            finding = worst([f for f in new if self._open is not None and f.bucket == self._open.finding.bucket] or new)
             if self._open is None:
                 self.note(case, verdict, finding)
             if minimize:
@@ -142,7 +156,7 @@ class Notebook:
         final = self._confirm(smallest, finding.bucket)
         again = next((f for f in final.findings if f.bucket == finding.bucket), None)
         assert self._open is not None
-        raw = self._open[2]
+        raw = self._open.path
         if again is None:
             self._irreproducible(finding, case, raw)
             return

@@ -13,19 +13,24 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 
 from fuzzrope.campaign import Emit, run_campaign
-from fuzzrope.events import Event, Example, Finished, Minimized, Started
+from fuzzrope.events import Event, Example, Finished, Minimized, Seen, Started
 from fuzzrope.judge import Errors
-from fuzzrope.run import RunnerError
+from fuzzrope.run import Runner, RunnerError
 from fuzzrope.settings import Settings
 from fuzzrope.targets import Target
 
 Message = tuple[int, Event | str]
 
 
-def run_parallel(target: Target, settings: Settings, folder: Path | None, emit: Emit, jobs: int) -> Finished:
-    """Like :func:`fuzzrope.campaign.run_campaign` on ``jobs`` processes; the budget of examples is shared."""
+def run_parallel(
+    target: Target, settings: Settings, folder: Path | None, emit: Emit, jobs: int, runner: Runner | None = None
+) -> Finished:
+    """Like :func:`fuzzrope.campaign.run_campaign` on ``jobs`` processes; the budget of examples is shared.
+
+    ``runner`` is for one job; several have their own.
+    """
     if jobs == 1:
-        return run_campaign(target, settings, folder, emit)
+        return run_campaign(target, settings, folder, emit, runner)
     context = multiprocessing.get_context("spawn")
     queue: Queue[Message] = context.Queue()
     share = replace(settings, max_examples=-(-settings.max_examples // jobs))
@@ -101,7 +106,7 @@ class _Merge:
         elif not (isinstance(event, Minimized) and event.finding.bucket in self._buckets):
             if isinstance(event, Minimized):
                 self._buckets.add(event.finding.bucket)
-            self._emit(event)
+            self._emit(replace(event, examples=self._examples.total()) if isinstance(event, Seen) else event)
 
     def finished(self) -> Finished:
         """The summary of all workers."""

@@ -14,6 +14,7 @@ import pytest
 from fuzzrope import corpus
 from fuzzrope.campaign import run_campaign
 from fuzzrope.events import Event, Example, Minimized, Seen, Started
+from fuzzrope.notebook import Keeper
 from fuzzrope.parallel import run_parallel
 from fuzzrope.run.runner import Limits
 from fuzzrope.settings import Settings
@@ -89,6 +90,25 @@ def test_ctrl_c_prints_the_summary_and_exits_2(tmp_path):
     assert "INTERRUPTED" in output.splitlines()[-1]
     assert "fuzzrope replay" in output
     assert list(tmp_path.glob("reports/*/report.json"))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_while_a_case_is_being_saved_loses_no_finding(when, monkeypatch, tmp_path):
+    save, saves = Keeper.save, []
+
+    def interrupted(*args):
+        saves.append(args)
+        path = save(*args) if when == "after" or len(saves) > 1 else None
+        if len(saves) == 1:
+            raise KeyboardInterrupt
+        return path
+
+    monkeypatch.setattr(Keeper, "save", interrupted)
+    events: list[Event] = []
+    finished = run_campaign(hostile("exits"), Settings(seed=3), tmp_path, events.append)
+    (minimized,) = (event for event in events if isinstance(event, Minimized))
+    assert (finished.interrupted, minimized.complete) == (True, False)
+    assert list(corpus.files([tmp_path])) == [minimized.path]
 
 
 def collect(target, **changes) -> tuple[list[Event], object]:

@@ -66,7 +66,7 @@ def test_a_long_sequence_tells_a_grid_that_hardware_refuses_from_one_it_takes(na
     assert {found.kind for found in verdict.findings} == kinds
 
 
-@pytest.mark.parametrize("name", ["fused_qk", "cached_tables"])
+@pytest.mark.parametrize("name", ["fused_qk", "cached_tables", "compiled_wrapper"])
 def test_a_good_file_is_not_alarmed(name):
     one = judged(name, seed=5, examples=40)
     assert (one.kinds, one.exit_code) == ([], EXIT_NOTHING)  # so few examples do not reach all strata

@@ -78,6 +78,10 @@ def _cotangent(draw: Draw, pins: Mapping[str, Any], name: str, dtype: str, shape
         strides: tuple[int, ...] = (0,) * len(shape)
     elif layout == "transposed":
         strides = dense(shape, TRANSPOSED[len(shape)])
+    elif layout == "expanded":  # along one dimension: along all it would be one number
+        flat = draw.choice([dim for dim, n in enumerate(shape) if n > 1] or [0])
+        kept = dense(tuple(1 if dim == flat else n for dim, n in enumerate(shape)))
+        strides = tuple(0 if dim == flat else stride for dim, stride in enumerate(kept))
     else:
         strides = arrange(draw, shape, layout)
     kind = draw.mostly(tuple(kind for kind in DRAWN_VALUES if kind != "constant"))
@@ -127,12 +131,13 @@ def classify(case: Case, outputs: tuple[str, ...]) -> Iterator[str]:
     yield from (f"gradient of: {name}" for name, some in every.items() if some == case.backward.requires)
     dtypes = {case[name].dtype for name in _floating(case)}
     yield from (f"gradient dtype: {dtype}" for dtype in dtypes if len(dtypes) == 1)
-    for spec in cotangents.values():
+    if any(spec.numel == 0 for spec in cotangents.values()):
+        yield "cotangent: without elements"
+    if cotangents:  # the largest is of what is computed: that of a table goes through autograd alone
+        spec = max(cotangents.values(), key=lambda spec: spec.numel)
         shown = traits(spec)
-        if spec.numel == 0:
-            yield "cotangent: without elements"
         if spec.numel > 1 and not any(n > 1 and s for n, s in zip(spec.shape, spec.strides, strict=True)):
-            yield "cotangent: one number"
+            shown = {"one number"}
         if shown & {f"permuted {order}" for order in TRANSPOSED.values()}:
             yield "cotangent: transposed"
         yield from (f"cotangent: {layout}" for layout in COTANGENTS if layout in shown)

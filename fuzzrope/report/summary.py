@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzzrope.case import Case
-from fuzzrope.events import Event, Example, Finished, Minimized, Started
+from fuzzrope.events import Event, Example, Finished, Minimized, Seen, Started
 from fuzzrope.findings import Finding
 
 EXIT_PASS, EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_INTERNAL, EXIT_USAGE, EXIT_NOTHING = range(6)
@@ -15,12 +15,13 @@ EXIT_PASS, EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_INTERNAL, EXIT_USAGE, EXIT_NOTH
 
 @dataclass
 class Found:
-    """A finding as it ended up: its smallest case, where that is saved, and whether it is a minimum."""
+    """A finding as it ended up: its smallest case, where that is saved, whether it is a minimum, when it was seen."""
 
     finding: Finding
     case: Case
     path: Path | None
     complete: bool
+    seen: Seen | None = None
 
 
 @dataclass
@@ -31,6 +32,7 @@ class TargetRun:
     found: list[Found] = field(default_factory=list)
     finished: Finished | None = None
     visits: Counter[str] = field(default_factory=Counter)
+    seen: dict[str, Seen] = field(default_factory=dict)
 
 
 @dataclass
@@ -45,8 +47,11 @@ class Run:
         if isinstance(event, Started):
             self.targets.append(TargetRun(event))
         elif isinstance(event, Minimized):
-            found = Found(event.finding, event.case, event.path, event.complete)
-            self.targets[-1].found.append(found)
+            target = self.targets[-1]
+            seen = target.seen.get(event.finding.bucket)
+            target.found.append(Found(event.finding, event.case, event.path, event.complete, seen))
+        elif isinstance(event, Seen):
+            self.targets[-1].seen.setdefault(event.finding.bucket, event)
         elif isinstance(event, Example):
             self.targets[-1].visits.update(event.strata)
         elif isinstance(event, Finished):

@@ -27,7 +27,7 @@ from fuzzrope.case import Case
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.run import confine, cuda, driver, homes, wire
 from fuzzrope.run.differentiate import differentiate, require
-from fuzzrope.run.engines import Engine, Unsupported, make_engine
+from fuzzrope.run.engines import BARE, Engine, Unsupported, make_engine
 from fuzzrope.run.facade import CudaFacade
 from fuzzrope.run.loading import load
 from fuzzrope.run.pretend import pretend_cuda
@@ -66,7 +66,7 @@ class _Runner:
         self.engine: Engine | None = None
         self.facade: CudaFacade | None = None
         self.counter: cuda.LaunchCounter | None = None
-        if device == "cpu":
+        if device == "cpu" and engine != BARE:
             pretend_cuda()
             driver.install()
             self.facade = CudaFacade()
@@ -74,7 +74,7 @@ class _Runner:
             self.engine.install()
             self.engine.is_host = self.facade.is_host
             self.engine.fresh = self.facade.pattern_of
-        else:
+        elif device != "cpu":
             self.counter = cuda.LaunchCounter()
         self.target: Any = None
         self.derived: tuple[list[bool], list[Any], Any] | None = None  # what differentiating gave, and raised
@@ -105,8 +105,10 @@ class _Runner:
         if self.device != "cpu":
             cuda.release()
         try:
-            if self.facade is None:
+            if self.device != "cpu":
                 built = cuda.build_on_gpu(case, numbers)
+            elif self.facade is None and any(spec.device == "cpu" for _, spec in case.tensors):
+                return _unsupported("a machine without a GPU has one device alone"), []
             elif last is not None and same_form(last[0], case):
                 built = rebuild(last[1], case, numbers)
             else:
@@ -248,10 +250,9 @@ class _Runner:
             return form
         if home is None:
             return form | {"type": str(item.layout)}
-        device = self.facade.device_of(item) if self.facade is not None else item.device
         form |= {
             "dtype": str(item.dtype).removeprefix("torch."),
-            "device": device.type,
+            "device": self._device(item),
             "shape": list(item.shape),
             "strides": list(item.stride()),
             "origin": self._origin(item),
@@ -266,6 +267,12 @@ class _Runner:
             blobs.append(dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b"")
             form["has_data"] = True
         return form
+
+    def _device(self, item: torch.Tensor) -> str:
+        """The device that an output is on; without a facade the CPU stands for the GPU of a case."""
+        if self.facade is not None:
+            return self.facade.device_of(item).type
+        return "cuda" if self.device == "cpu" and item.device.type == "cpu" else item.device.type
 
     def _origin(self, tensor: torch.Tensor) -> str:
         """Where the target allocated a tensor's memory, and which lines of its kernels stored into it."""

@@ -6,7 +6,10 @@ from typing import Any, Protocol
 
 from fuzzrope.interpreter.engine import Unsupported
 
-__all__ = ["Engine", "Unsupported", "make_engine"]
+__all__ = ["BARE", "Engine", "Unsupported", "make_engine"]
+
+#: In an engine's place: the CPU is one, no kernel runs, and nothing pretends to be a GPU.
+BARE = "bare"
 
 
 class Engine(Protocol):

@@ -70,6 +70,11 @@ def _null_context(*args: Any, **kwargs: Any) -> Any:
     yield
 
 
+def _as_written(model: Any = None, **options: Any) -> Any:
+    """``torch.compile`` that leaves code as it is: what it would make of it for a GPU has no place to run."""
+    return (lambda function: function) if model is None else model
+
+
 def pretend_cuda() -> None:
     """Answer ``torch.cuda`` for one imaginary H200. For a child process: it is never taken back."""
 
@@ -110,6 +115,7 @@ def pretend_cuda() -> None:
     for name in ("range_push", "range_pop", "mark", "range_start", "range_end"):
         setattr(torch.cuda.nvtx, name, always(None))
     torch.cuda.nvtx.range = _null_context
+    torch.compile = _as_written
     # These do not pass through torch functions, or check their arguments before.
     setattr(torch.Tensor, "record_stream", always(None))  # noqa: B010 - an assignment that type checkers refuse
     torch.set_default_device = lambda device: DEFAULT_DEVICE.__setitem__(0, torch.device(device or "cpu"))

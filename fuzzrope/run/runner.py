@@ -108,8 +108,6 @@ class Runner:
 
     def __init__(self, target: Target, device: str = "cpu", limits: Limits | None = None, engine: str = "ttir") -> None:
         self.target, self.device, self.limits, self.engine = target, device, limits or Limits(), engine
-        #: Seconds that a case has unless it is told otherwise.
-        self.deadline = self.limits.seconds * (COMPILING if target.level == "strict" and device == "cpu" else 1)
         self._zygote: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._child: _Child | None = None
@@ -117,9 +115,24 @@ class Runner:
         self._mark = uuid.uuid4().hex
         self.restarts = 0
 
+    @property
+    def deadline(self) -> float:
+        """Seconds that a case has unless it is told otherwise."""
+        compiles = self.device == "cpu" and (self.target.level == "strict" or self.target.bare)
+        return self.limits.seconds * (COMPILING if compiles else 1)
+
     def __enter__(self) -> Runner:
         self._start()
         return self
+
+    def turn_to(self, target: Target) -> None:
+        """Run cases of another target from now on, in new children of the zygote that is there, or of a new one."""
+        if self._zygote is None:
+            self._start()
+        self.discard()
+        zygote = self._zygote
+        processes.end(lambda: [pid for pid in processes.marked(self._mark) if zygote is None or pid != zygote.pid])
+        self.target, self.restarts = target, 0
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
@@ -191,8 +204,8 @@ class Runner:
         entry = os.path.abspath(self.target.entry) if self.target.is_file else self.target.entry
         assert self._folder is not None
         folder = tempfile.mkdtemp(dir=self._folder)
-        message = {"do": "spawn", "entry": entry, "device": self.device, "engine": self.engine, "limits": limits}
-        message["folder"] = folder
+        message = {"do": "spawn", "entry": entry, "device": self.device, "limits": limits}
+        message |= {"engine": "bare" if self.target.bare else self.engine, "folder": folder}
         control = self._ask(message)
         control.settimeout(START_SECONDS)
         data, descriptors, _, _ = socket.recv_fds(control, 100, 1)

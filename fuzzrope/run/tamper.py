@@ -52,9 +52,11 @@ _CALLABLE: tuple[type, ...] = (
     types.GetSetDescriptorType,
 )
 _CALLABLE += (types.WrapperDescriptorType, type)
-#: Python rebinds these itself; importing torch._dynamo rebinds the last.
+#: Python rebinds these itself; importing torch._dynamo rebinds the first three.
 _IGNORED = {
     "torch.manual_seed",
+    "torch.nn.Module.__init__",
+    "torch.nn.Module.__setstate__",
     "builtins._",
     "sys.stdout",
     "sys.stderr",
@@ -66,6 +68,7 @@ _IGNORED = {
 
 _LIBRARY = (os.path.dirname(os.__file__), "<frozen")
 _TINY = 1e-310  # subnormal
+_RECURSION = sys.getrecursionlimit()  # Inductor raises it
 
 
 def _settings() -> dict[str, Any]:
@@ -80,7 +83,7 @@ def _settings() -> dict[str, Any]:
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "flush denormal": _TINY * 1.0 == 0.0,
         "number of threads": torch.get_num_threads(),
-        "recursion limit": sys.getrecursionlimit(),
+        "recursion limit": min(sys.getrecursionlimit(), _RECURSION),
         "working directory": os.getcwd(),
         "torch function modes": torch._C._len_torch_function_stack(),
     }

@@ -45,7 +45,7 @@ def attention_kernel(
     at = i if FLAW == "q_offset ignored" else i + offset
     q1, q2 = rotated_halves(q_ptr, cos_ptr, sin_ptr, i, at, d, rows, half, q_s, q_d, cos_s, cos_d, sin_s, sin_d, WORK)
     if MANNER == "folded":
-        q1, q2 = q1 * scale.to(WORK), q2 * scale.to(WORK)
+        q1, q2 = q1 * tl.cast(scale, WORK), q2 * tl.cast(scale, WORK)
     q1, q2 = q1.to(DOT), q2.to(DOT)
     top = tl.full([BLOCK_M, 1], -float("inf"), WORK)
     total = tl.zeros([BLOCK_M, 1], dtype=WORK)
@@ -68,12 +68,12 @@ def attention_kernel(
         if FLAW == "scaled after rounding":
             s = s.to(DOT).to(WORK)
         if MANNER != "folded":
-            s = s * scale.to(WORK)
+            s = s * tl.cast(scale, WORK)
         if CAP:
-            x = s / cap.to(WORK)
+            x = s / tl.cast(cap, WORK)
             e = tl.exp(-2 * tl.abs(x))
             t = (1 - e) / (1 + e)
-            s = cap.to(WORK) * tl.where(x < 0, -t, t)
+            s = tl.cast(cap, WORK) * tl.where(x < 0, -t, t)
         if MANNER == "base two":
             s = s * 1.4426950408889634
         seen = (tl.trans(j) < keys) & (i < rows)

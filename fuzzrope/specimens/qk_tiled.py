@@ -53,7 +53,7 @@ def qk_kernel(
             k_ptr, cos_ptr, sin_ptr, j, j, d, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d, WORK
         )
         if FOLD:
-            q1, q2 = q1 * scale.to(WORK), q2 * scale.to(WORK)
+            q1, q2 = q1 * tl.cast(scale, WORK), q2 * tl.cast(scale, WORK)
         k1, k2 = tl.trans(k1.to(DOT)), tl.trans(k2.to(DOT))
         total = tl.dot(q2.to(DOT), k2, total, input_precision=PRECISION, out_dtype=WORK)
         total = tl.dot(q1.to(DOT), k1, total, input_precision=PRECISION, out_dtype=WORK)
@@ -62,7 +62,7 @@ def qk_kernel(
     if FLAW == "scaled after rounding":
         total = total.to(DOT).to(WORK)
     if not FOLD:
-        total = total * scale.to(WORK)
+        total = total * tl.cast(scale, WORK)
     j = tl.trans(j)
     if CAUSAL:
         total = tl.where(j <= at, total, -float("inf"))

@@ -35,6 +35,7 @@ class Target:
         summary: one line for ``fuzzrope list``.
         needs: the package that it imports besides torch and Triton, if it is somebody else's.
         launches: it runs Triton kernels, promised or not.
+        bare: it runs no kernel of its own, and on a CPU as on one, not as on a GPU.
         tiled: the function of ``kernels.pinned`` that runs it with tiles of one's choice, if there is one.
         extra: the optional dependency of fuzzrope that installs it.
     """
@@ -51,6 +52,7 @@ class Target:
     needs: str = ""
     extra: str = ""
     launches: bool = False
+    bare: bool = False
     tiled: str = ""
 
     @property

@@ -12,6 +12,13 @@ def _wild(name: str, module: str, needs: str, summary: str, launches: bool = Tru
 
 
 WILD: tuple[Target, ...] = (
+    Target(
+        "wild:compiled",
+        "fuzzrope.wild.compiled:ModelNew",
+        kernel=False,
+        bare=True,
+        summary="torch.compile of the eager Model; on a CPU it needs a C++ compiler and seconds a case",
+    ),
     _wild("liger", "liger", "liger_kernel", "Liger-Kernel's LigerRopeFunction"),
     _wild("transformers", "transformers_llama", "transformers", "Hugging Face's apply_rotary_pos_emb, of Llama", False),
     _wild("fla", "fla", "fla", "flash-linear-attention's rotary_embedding"),

@@ -1,6 +1,9 @@
 """Judge every file of the gauntlet, beside a fixed-shape checker; exit code 1 if one verdict is not fair.
 
 python -m tests.gauntlet [--seeds 1 2 3] [--jobs N] [--only NAME ...] [--seconds 60] [--json FILE]
+
+FILE.json is the report, FILE.md its table. Each verdict is appended to FILE.jsonl as it is reached: a run that was
+stopped goes on where it was when it is asked again.
 """
 
 from __future__ import annotations
@@ -8,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,7 +19,8 @@ from typing import Any
 
 from fuzzrope.versions import versions
 from tests.gauntlet.judging import FILES, SECONDS, Judged, judged
-from tests.gauntlet.kinds import FAIR, STRICT
+from tests.gauntlet.kinds import FAIR
+from tests.gauntlet.table import summary, table
 
 
 def fixed_shape(names: list[str]) -> dict[str, bool]:
@@ -29,36 +32,24 @@ def fixed_shape(names: list[str]) -> dict[str, bool]:
     return {paths[path]: word == "pass" for path, _, word in rows if path in paths}
 
 
-def summary(results: list[Judged], passed: dict[str, bool]) -> dict[str, Any]:
-    """Counts, medians, and a row for each file."""
-    bad = [one for one in results if one.name in FAIR]
-    good = [one for one in results if one.name not in FAIR]
-    found = [one for one in bad if one.fair]
-    rows = []
-    for name in dict.fromkeys(one.name for one in results):
-        runs = sorted((one for one in results if one.name == name), key=lambda one: one.seed)
-        row: dict[str, Any] = {"file": name, "good": name not in FAIR, "fair_kinds": sorted(FAIR.get(name, ()))}
-        row |= {"level": "strict" if name in STRICT else "values", "fixed_shape_passes": passed[name]}
-        rows.append(row | {"runs": [one.to_json() for one in runs]})
-    named = dict.fromkeys(one.name for one in results)
-    return {
-        "format": 1,
-        "environment": versions(),
-        "bad_files": sum(name in FAIR for name in named),
-        "good_files": sum(name not in FAIR for name in named),
-        "bad_runs": len(bad),
-        "bad_runs_found": len(found),
-        "good_runs": len(good),
-        "good_runs_passed": sum(one.fair for one in good),
-        "not_found": sorted({one.name for one in bad if not one.fair}),
-        "falsely_alarmed": sorted({one.name for one in good if one.kinds}),
-        "not_visited_fully": sorted({one.name for one in good if not one.kinds and not one.fair}),
-        "fixed_shape_passes_bad": sum(passed[name] for name in named if name in FAIR),
-        "fixed_shape_passes_good": sum(passed[name] for name in named if name not in FAIR),
-        "median_examples_to_first_finding": statistics.median([one.examples for one in found] or [0]),
-        "median_seconds_to_first_finding": round(statistics.median([one.seconds for one in found] or [0]), 3),
-        "files": rows,
-    }
+def resumed(rows: Path, head: dict[str, Any]) -> list[Judged]:
+    """What an earlier run has left; a run of other versions or with another budget is an error."""
+    if not rows.exists():
+        rows.parent.mkdir(parents=True, exist_ok=True)
+        rows.write_text(json.dumps(head) + "\n")
+        return []
+    first, *others = (json.loads(line) for line in rows.read_text().splitlines())
+    if first != head:
+        sys.exit(f"{rows}: is of {first}, not of {head}; remove it")
+    return [Judged(**row) for row in others]
+
+
+def tell(one: Judged) -> None:
+    """One line, and another on what is not fair."""
+    line = f"{'✓' if one.fair else '✗'} {one.name:28} seed {one.seed}  {one.examples:5} examples {one.seconds:6.1f} s"
+    print(f"{line} ({one.processor:5.1f} worked)  {', '.join(one.kinds) or 'nothing'}", flush=True)
+    if not one.fair:
+        print(f"    {one.message[:200]}", flush=True)
 
 
 def main() -> None:
@@ -70,26 +61,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(FILES), default=list(FILES), metavar="NAME")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    passed = fixed_shape(options.only)
-    results = []
+    environment = {**versions(), "seconds": options.seconds, "jobs": options.jobs}
+    rows = options.json.with_suffix(".jsonl") if options.json is not None else None
+    results = [] if rows is None else resumed(rows, environment)
+    done = {(one.name, one.seed) for one in results}
+    todo = [(name, seed) for seed in options.seeds for name in options.only]
+    todo.sort(key=lambda one: one[0] not in FAIR)  # good files take the whole budget: they come last
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        asked = [pool.submit(judged, name, seed, options.seconds) for seed in options.seeds for name in options.only]
-        for future in as_completed(asked):
+        for future in as_completed([pool.submit(judged, *one, options.seconds) for one in todo if one not in done]):
             one = future.result()
             results.append(one)
-            mark = "✓" if one.fair else "✗"
-            naive = "passes" if passed[one.name] else "fails"
-            kinds = ", ".join(one.kinds) or "nothing"
-            line = f"{mark} {one.name:28} seed {one.seed}  {one.examples:5} examples {one.seconds:6.1f} s"
-            print(f"{line}  fixed shape {naive:6}  {kinds}", flush=True)
-            if not one.fair:
-                print(f"    {one.message[:200]}", flush=True)
-    report = summary(results, passed)
+            tell(one)
+            if rows is not None:
+                with rows.open("a") as file:
+                    file.write(json.dumps(one.to_json()) + "\n")
+    passed = fixed_shape(options.only)
+    report = summary([one for one in results if one.name in passed], passed, environment)
     print(json.dumps({key: value for key, value in report.items() if key not in ("files", "environment")}, indent=1))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
+    if rows is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.with_suffix(".md").write_text(table(report))
+        rows.unlink()
     sys.exit(0 if all(one.fair for one in results) else 1)
 
 

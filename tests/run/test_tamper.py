@@ -1,6 +1,8 @@
 """What a target changes in its process is noticed, and an honest import is not."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -29,6 +31,24 @@ def test_a_replaced_function_breaks_the_seal(name, monkeypatch):
     seal = Seal()
     monkeypatch.setattr(owner, key, lambda *args: True)
     assert seal.broken() == [name]
+
+
+def test_importing_and_using_dynamo_is_no_tampering():
+    script = """
+import torch
+from fuzzrope.run.tamper import Seal
+seal = Seal()
+torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
+import torch._inductor.compile_fx
+import sys
+sys.setrecursionlimit(2 * sys.getrecursionlimit())
+assert "torch._dynamo" in sys.modules
+print(seal.broken())
+sys.setrecursionlimit(900)
+print(seal.broken())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['recursion limit']"]
 
 
 class Liar:

@@ -12,11 +12,11 @@ from fuzzrope import corpus
 from fuzzrope.repro import ReproError, script
 from fuzzrope.targets import Target
 
-CORPUS = Path(__file__).parents[1] / "corpus"
+CORPUS = Path(__file__).parents[2] / "corpus"
 
 
 def saved_of(folder, kind):
-    return corpus.load(sorted((CORPUS / folder).glob(f"{kind}-*.json"))[0])
+    return corpus.load(sorted((CORPUS / folder).glob(f"{kind}*.json"))[0])
 
 
 def run(text, tmp_path):
@@ -36,6 +36,9 @@ def run(text, tmp_path):
         ("specimen-nan-swallower", "nonfinite", "eager PyTorch has nan"),
         ("wild-liger", "race", "elements are wrong"),
         ("wild-liger", "mutation", "of the input storage"),
+        ("specimen-size-one-stride", "nonfinite", "is 0.0, eager PyTorch has inf"),  # finite for an infinity
+        ("specimen-k-geometry", "mismatch-471624391769", "elements are wrong"),  # of places that meet, the first wins
+        ("specimen-narrow-index", "nonfinite", "the process died of signal"),
     ],
 )
 def test_a_flaw_exits_1_and_an_honest_twin_0(folder, kind, said, tmp_path):
@@ -48,13 +51,41 @@ def test_a_flaw_exits_1_and_an_honest_twin_0(folder, kind, said, tmp_path):
 
 def test_an_error_that_was_not_found_is_no_finding(tmp_path):
     text = script(saved_of("specimen-size-one-stride", "mismatch"))
-    code, output = run(text.replace("outputs = call(", "outputs = absent("), tmp_path)
+    code, output = run(text.replace("result = call(", "result = absent("), tmp_path)
     assert (code, "this is not the error that was found" in output) == (3, True), output
 
 
 @pytest.mark.parametrize(
-    ("folder", "kind"), [("specimen-gradient-sign", "gradient"), ("specimen-k-geometry", "out_of_bounds")]
+    ("folder", "kind", "said", "honest"),
+    [
+        ("specimen-gradient-sign", "gradient", "WRONG: d", "specimen:differentiable"),
+        ("specimen-gradient-detached", "gradient-1251c79b6d84", "the graph was cut", "specimen:differentiable"),
+        ("specimen-attention-no-delta", "gradient", "WRONG: d", "variant:attention-eager-grad"),
+        ("specimen-qk-no-offset", "mismatch", "WRONG: scores", "variant:qk-twin"),
+        ("specimen-placed-dense", "mismatch", "elements are wrong", "kernels.rope_placed"),
+        ("specimen-batched-cut", "mismatch", "elements are wrong", "kernels.rope_batched"),
+    ],
 )
+def test_gradients_and_the_other_operations_are_shown(folder, kind, said, honest, tmp_path):
+    saved = saved_of(folder, kind)
+    code, output = run(script(saved), tmp_path)
+    assert (code, said in output) == (1, True), output
+    code, output = run(script(replace(saved, target=honest, expect=())), tmp_path)
+    assert code == 0, output
+
+
+def test_a_product_that_only_a_gpu_rounds_is_not_said_to_be_right(tmp_path):
+    code, output = run(script(saved_of("specimen-qk-tf32", "mismatch")), tmp_path)
+    assert (code, "tl.dot is exact" in output) == (3, True), output
+
+
+def test_answers_that_eager_pytorch_does_not_give_accuse_nobody(tmp_path):
+    text = script(saved_of("specimen-size-one-stride", "mismatch"))
+    code, output = run(text.replace("x1 * cos - x2 * sin", "x1 * cos + x2 * sin"), tmp_path)
+    assert (code, "eager PyTorch's own answers are not the expected ones" in output) == (3, True), output
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("specimen-k-geometry", "out_of_bounds"), ("specimen-extra-heads", "no")])
 def test_what_a_script_cannot_show_is_refused(folder, kind):
     with pytest.raises(ReproError):
         script(saved_of(folder, kind))
