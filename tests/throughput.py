@@ -77,7 +77,8 @@ def measure(target: str, seed: int, examples: int) -> dict[str, Any]:
         "target": target,
         "seed": seed,
         "examples": plain.examples,
-        "examples_per_second": plain.examples / plain.seconds,
+        "executed": plain.executed,  # those that were not judged cost nothing: they do not count
+        "examples_per_second": plain.executed / plain.seconds,
         "milliseconds": {**parts, "Hypothesis, counting, the rest": rest},
     }
 
