@@ -7,6 +7,7 @@ only the pages that hold elements are ever touched.
 
 from __future__ import annotations
 
+import gc
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,12 @@ MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 def _lazy(size: int) -> np.ndarray:
     """Zeroed memory (size,) in bytes, of which only touched pages exist."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    return np.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=np.uint8)
+    try:
+        room = mmap.mmap(-1, size, flags=flags)
+    except OSError:  # out of addresses, of which what waits for the collector may hold some
+        gc.collect()
+        room = mmap.mmap(-1, size, flags=flags)
+    return np.frombuffer(room, dtype=np.uint8)
 
 
 class Memory:

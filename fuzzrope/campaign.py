@@ -177,7 +177,7 @@ class _Campaign:
             if finding.bucket not in verdict.buckets and finding.kind == "timeout":
                 self.notebook.withdraw()
             elif finding.bucket not in verdict.buckets:
-                self.notebook.give_up()
+                self.notebook.leave()
             self.notebook.settle(case, verdict)
             if finding.bucket in self.notebook.withdrawn:
                 self.skipped[f"{finding.message} once, and one in time when asked again"] += 1

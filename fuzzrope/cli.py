@@ -147,7 +147,7 @@ def fuzz(targets: tuple[str, ...], **options: Any) -> None:
             handler(event)
 
     gc.freeze()  # all that is imported stays: collections of garbage need not go through it
-    gc.set_threshold(10_000)  # most of what a case makes is gone before a collection would find it in use
+    gc.set_threshold(50_000)  # most of what a case makes is gone before a collection would find it in use
     with contextlib.closing(Runner(chosen[0], settings.device, settings.limits, settings.engine)) as runner:
         for target in chosen:
             try:

@@ -115,6 +115,12 @@ class Notebook:
             self.known.add(work.finding.bucket)
             self._emit(Minimized(work.finding, work.case, work.path, complete, steps=0))
 
+    def leave(self) -> None:
+        """Leave the finding in work as it was first saved, if its case alone shows it."""
+        if self._open is not None:
+            self._irreproducible(self._open.finding, self._open.case, self._open.path)
+        self.give_up()
+
     def withdraw(self) -> None:
         """Drop the finding in work, which did not stand: any machine is slow once."""
         if self._open is not None:

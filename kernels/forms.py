@@ -107,5 +107,8 @@ def is_plain(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Ten
 
 def allocate(outs: tuple[Meta, Meta], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Fresh memory for both outputs."""
-    q, k = (torch.empty_strided(out.shape, out.strides, dtype=out.dtype, device=device) for out in outs)
-    return q, k
+    q, k = outs
+    return (
+        torch.empty_strided(q.shape, q.strides, dtype=q.dtype, device=device),
+        torch.empty_strided(k.shape, k.strides, dtype=k.dtype, device=device),
+    )

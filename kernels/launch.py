@@ -38,6 +38,11 @@ def ceil_div(n: int, size: int) -> int:
     return -(-n // size)
 
 
+def current_device() -> int:
+    """The number of the device that Triton launches on."""
+    return 0 if INTERPRETED else triton.runtime.driver.active.get_current_device()
+
+
 class Tile(NamedTuple):
     """Rows and columns of one program's tile; both are powers of two."""
 

@@ -23,7 +23,8 @@ from torch.autograd.function import once_differentiable
 from kernels.forms import Meta, Turn
 from kernels.launch import TL_DTYPES, choose_tile
 from kernels.layout import Ints, View
-from kernels.rope import Launch, Plan, launch, plan_launch, tiles_of
+from kernels.rope import Plan, launch, tiles_of
+from kernels.rope_launch import Launch, plan_launch
 from kernels.tiling import Tiles
 
 NOTHING = Meta((0, 1, 1, 0), (0, 0, 0, 1), torch.float32)
@@ -140,7 +141,7 @@ def _rotate_back(
     (g_q, d_q), (g_k, d_k) = (pair or some for pair in pairs)
     tiles = tiles or tiles_of((dq, dk), cos.device)
     planned = _plan_back((gq, gk), (dq, dk), Meta.of(cos), Meta.of(sin), rows, interleaved, tiles)
-    planned.run((g_q, g_k, cos, sin, d_q, d_k), back=True)
+    planned.run(g_q, g_k, cos, sin, d_q, d_k, back=True)
 
 
 class _Rope(torch.autograd.Function):

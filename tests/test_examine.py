@@ -102,14 +102,15 @@ def test_other_values_keep_what_is_one_tensor():
 @pytest.mark.parametrize("name", ["specimen:by-address", "specimen:length-path"])
 def test_what_an_extra_run_finds_is_saved_minimized_and_replayed(name, tmp_path):
     events: list[Event] = []
-    settings = Settings(seed=4, max_findings=2, max_examples=600, max_time=60.0)
+    settings = Settings(seed=4, max_findings=1, max_examples=600, max_time=60.0)
     run_campaign(find(name), settings, tmp_path, events.append)
     found = [event for event in events if isinstance(event, Minimized) and event.path is not None]
     kept = {event.finding.bucket for event in found}
     assert any(bucket.startswith("stateful") or "relation" in bucket for bucket in kept)
     items = [(path, load(path)) for path in files([tmp_path])]
     assert items
-    assert all(result.as_expected for result in replay(items, settings))
+    wrong = [(item.path.name, item.shown) for item in replay(items, settings) if not item.as_expected]
+    assert not wrong
 
 
 def test_relations_are_sampled_only_where_they_bind():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from kernels.forms import Meta
 from kernels.launch import TL_DTYPES
 from kernels.layout import View
 from kernels.outputs import promoted
-from kernels.rope import plan_launch, tiles_of
+from kernels.rope import tiles_of
+from kernels.rope_launch import Launch, plan_launch
 
 Tensor = torch.Tensor
 Call = Callable[[Inputs], tuple[Tensor, ...]]
@@ -83,14 +85,19 @@ def written(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
 
     q and k (B, H, S, D) have one dtype, and tables (S, D/2) too. Without gradients.
     """
-    outs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k)]
-    c, s = (View(tuple(table.shape), table.stride()) for table in (cos, sin))
-    forms = [Meta.of(out) for out in outs]
-    launch = plan_launch([Meta.of(q), Meta.of(k)], forms, c, s, tiles_of(forms, q.device))
+    out_q, out_k = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    forms = [Meta.of(x) for x in (q, k, cos, sin, out_q, out_k)]
+    _planned(q.device, *forms).run(q, k, cos, sin, out_q, out_k)
+    return out_q, out_k
+
+
+@lru_cache
+def _planned(device: torch.device, q: Meta, k: Meta, cos: Meta, sin: Meta, *outs: Meta) -> Launch:
+    c, s = View(cos.shape, cos.strides), View(sin.shape, sin.strides)
+    launch = plan_launch([q, k], outs, c, s, tiles_of(outs, device))
     types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
-    launch.run((q, k, cos, sin, *outs))
-    return outs[0], outs[1]
+    return launch
 
 
 def best(row: Row) -> Rotation:

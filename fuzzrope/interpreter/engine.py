@@ -306,6 +306,7 @@ class Kernel:
                 raise Unsupported(f"the CPU engine failed in {name}: {type(error).__name__}: {error}") from error
         machine.log.report()
         engine.note_stores(machine.log)
+        del machine.log  # which knows the machine: areas need not wait for the collector
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[list[Any], list[Area]]:
         """The values of the IR's arguments, and the memory among them."""

@@ -90,7 +90,7 @@ class _Runner:
 
         report = self._report(work, Built({}, {}))
         gc.freeze()  # what is loaded by now stays: collections between cases need not look at it
-        gc.set_threshold(10_000)  # most of what a case makes is gone before a collection would find it in use
+        gc.set_threshold(50_000)  # most of what a case makes is gone before a collection would find it in use
         return report
 
     def run(

@@ -176,9 +176,9 @@ def threads_left() -> str:
 
     Installed libraries may keep threads; they wait for work in code of theirs or of Python's own library.
     """
-    for number, frame in sys._current_frames().items():
-        if number == threading.get_ident():
-            continue
+    others = sys._current_frames()
+    del others[threading.get_ident()]  # a frame that knows itself would keep all that it sees until it is collected
+    for frame in others.values():
         for place in reversed(traceback.extract_stack(frame)):
             if not place.filename.startswith(_LIBRARY) and "site-packages" not in place.filename:
                 return f"{os.path.basename(place.filename)}:{place.lineno} in {place.name}"

@@ -117,7 +117,7 @@ def test_kernels_take_the_same_parameters_in_the_file(file: Path):
 def test_docstrings_and_comments_come_along(file: Path):
     text = file.read_text()
     for line in ("So none is specialized: one flag, VECTOR, says all", "# the widest load of one thread"):
-        assert line in (FOLDER / "rope.py").read_text()
+        assert line in (FOLDER / "rope_launch.py").read_text()
         assert line in text
     assert '"""Rotate query and key by position' in text
 

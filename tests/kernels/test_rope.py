@@ -17,15 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from triton.runtime.jit import JITFunction
 
 import kernels
+from fuzzrope.interpreter.engine import Engine
 from kernels import reference
 from kernels.forms import Meta
 from kernels.launch import INT32_MAX, TL_DTYPES, choose_tile
 from kernels.rope import make_plan, rope
 
 # The package's name ``rope`` is the function; what it launches is in the module of that name.
-MODULE = importlib.import_module("kernels.rope")
+MODULE, LAUNCHING = importlib.import_module("kernels.rope"), importlib.import_module("kernels.rope_launch")
 
 NAMES = ("q", "k", "cos", "sin")
 DTYPES = tuple(TL_DTYPES)
@@ -145,9 +147,58 @@ class Launches:
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """kernels.rope believes that it can launch, and launches nothing."""
     recorder = Launches()
+    MODULE.make_plan.cache_clear()  # of what was launched before
     monkeypatch.setattr(MODULE, "can_launch", lambda device: True)
-    monkeypatch.setattr(MODULE, "rope_kernel", recorder)
+    monkeypatch.setattr(LAUNCHING, "COMPILED", {})
+    monkeypatch.setattr(LAUNCHING, "rope_kernel", recorder)
+    monkeypatch.setattr(LAUNCHING, "current_device", lambda: 0)
     return recorder
+
+
+@pytest.fixture
+def on_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """kernels.rope launches on the CPU engine, for the first time."""
+    MODULE.make_plan.cache_clear()
+    monkeypatch.setattr(LAUNCHING, "COMPILED", {})
+    monkeypatch.setattr(MODULE, "can_launch", lambda device: True)
+    return engine
+
+
+def test_what_was_launched_before_goes_to_the_driver_without_being_bound_again(
+    on_engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    bound = []
+    bind = JITFunction.run
+    monkeypatch.setattr(JITFunction, "run", lambda *args, **kwargs: (bound.append(1), bind(*args, **kwargs))[1])
+
+    def check(rows: int, offset: int, kind: torch.dtype, tables: torch.dtype) -> None:
+        shapes = (2, 3, rows, 16), (2, 1, rows, 16), (rows, 8), (rows, 8)
+        kinds = kind, kind, tables, tables
+        flat = [torch.randn(math.prod(shape) + offset).to(t) for shape, t in zip(shapes, kinds, strict=True)]
+        tensors = [x[offset:].view(shape) for x, shape in zip(flat, shapes, strict=True)]
+        for ours, theirs in zip(rope(*tensors), reference.rope(*tensors), strict=True):
+            assert raw(ours) == raw(theirs)
+
+    half, single = torch.float16, torch.float32
+    for rows in (4, 4, 7, 4):  # of other sizes the kernel is the same
+        check(rows, 0, single, single)
+    assert len(bound) == 1
+    for kinds in ((single, half), (half, single), (single, single)):  # products and results have the same types
+        check(4, 0, *kinds)
+    assert len(bound) == 3
+    for offset in (1, 0, 1):  # 4 bytes further 16 bytes are no longer loaded at once
+        check(4, offset, single, single)
+    assert len(bound) == 4
+    assert [launch["kernel"] for launch in on_engine.launches] == ["rope_kernel"] * 10
+    assert on_engine.accesses == {}
+
+
+def test_another_device_gets_a_kernel_of_its_own(on_engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    tensors = list(inputs(torch.float32).values())
+    for number in (0, 1, 0, 1):
+        monkeypatch.setattr(LAUNCHING, "current_device", lambda number=number: number)
+        rope(*tensors)
+    assert {variant[0] for variant in LAUNCHING.COMPILED} == {0, 1}
 
 
 def gradients(function: Callable, wanted: tuple[str, ...], layout: str) -> list[torch.Tensor]:
@@ -543,9 +594,9 @@ import importlib, itertools, mmap
 import torch
 from kernels import reference, rope
 
-module = importlib.import_module("kernels.rope")
+module, launching = importlib.import_module("kernels.rope"), importlib.import_module("kernels.rope_launch")
 launched = 0
-kernel = module.rope_kernel
+kernel = launching.rope_kernel
 
 class Counted:
     def __getitem__(self, grid):
@@ -553,7 +604,7 @@ class Counted:
         launched += 1
         return kernel[grid]
 
-module.rope_kernel = Counted()
+launching.rope_kernel = Counted()
 generator = torch.Generator().manual_seed(3)
 
 def noise(*shape):
@@ -612,7 +663,7 @@ for dtype in floats:
             assert bits(x) == bits(y), (name, dtype)
         assert [bits(x) for x in inputs] == before, name
         checked += 1
-module.INT32_MAX = 0  # from here on every plan asks for 64-bit indices
+launching.INT32_MAX = 0  # from here on every plan asks for 64-bit indices
 module.make_plan.cache_clear()
 for x, k_type, cos, sin in itertools.product(floats, repeat=4):
     if (x, k_type) in zip(floats, floats[1:] + floats[:1]):

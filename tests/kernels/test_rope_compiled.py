@@ -16,7 +16,7 @@ from kernels.forms import Meta
 from kernels.launch import TL_DTYPES
 from kernels.rope import make_plan
 
-KERNEL = importlib.import_module("kernels.rope").rope_kernel
+KERNEL = importlib.import_module("kernels.rope_launch").rope_kernel
 NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
 
