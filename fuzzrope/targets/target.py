@@ -37,7 +37,7 @@ class Target:
         launches: it runs Triton kernels, promised or not.
         bare: it runs no kernel of its own, and on a CPU as on one, not as on a GPU.
         tiled: the function of ``kernels.pinned`` that runs it with tiles of one's choice, if there is one.
-        extra: the optional dependency of fuzzrope that installs it.
+        install: what ``pip install`` has to be given for that.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Target:
     repeatable: bool = True
     summary: str = ""
     needs: str = ""
-    extra: str = ""
+    install: str = ""
     launches: bool = False
     bare: bool = False
     tiled: str = ""
@@ -60,7 +60,7 @@ class Target:
         """One line that says what to install before this target can be judged, or nothing. Imports nothing."""
         if not self.needs or importlib.util.find_spec(self.needs):
             return ""
-        return f"{self.name}: {self.needs} is not installed; pip install 'fuzzrope[{self.extra}]'"
+        return f"{self.name}: {self.needs} is not installed; pip install {self.install}"
 
     @property
     def is_file(self) -> bool:

@@ -79,6 +79,14 @@ def test_a_product_that_only_a_gpu_rounds_is_not_said_to_be_right(tmp_path):
     assert (code, "tl.dot is exact" in output) == (3, True), output
 
 
+def test_a_target_that_cannot_be_imported_here_is_not_accused(tmp_path):
+    text = script(saved_of("specimen-size-one-stride", "mismatch"))
+    needed = "import triton\nimport triton.language as tl\n"
+    assert text.count(needed) == 1
+    code, output = run(text.replace(needed, "raise AssertionError('no GPU')\n"), tmp_path)
+    assert (code, "it cannot be imported, AssertionError: no GPU" in output) == (3, True), output
+
+
 def test_answers_that_eager_pytorch_does_not_give_accuse_nobody(tmp_path):
     text = script(saved_of("specimen-size-one-stride", "mismatch"))
     code, output = run(text.replace("x1 * cos - x2 * sin", "x1 * cos + x2 * sin"), tmp_path)
@@ -92,6 +100,6 @@ def test_what_a_script_cannot_show_is_refused(folder, kind):
 
 
 def test_a_library_that_is_not_there_is_said_in_one_line():
-    absent = Target("wild:x", "fuzzrope.wild.x:ModelNew", needs="no_such_library", extra="x")
+    absent = Target("wild:x", "fuzzrope.wild.x:ModelNew", needs="no_such_library", install="'fuzzrope[x]'")
     assert absent.missing == "wild:x: no_such_library is not installed; pip install 'fuzzrope[x]'"
-    assert not Target("wild:x", "fuzzrope.wild.x:ModelNew", needs="torch", extra="x").missing
+    assert not Target("wild:x", "fuzzrope.wild.x:ModelNew", needs="torch", install="'fuzzrope[x]'").missing
