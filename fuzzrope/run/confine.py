@@ -1,7 +1,8 @@
 """What a child gives up before it runs a target: writing outside its own folder, the network, signals to others.
 
-Linux only, and each as far as the kernel has it: Landlock (5.13; signals from 6.12 on), namespaces of network and mounts. What it
-lacks is left out: then limits, the process hunt and the judge's distrust still hold. Reading stays allowed.
+Linux only, and each as far as the kernel has it: Landlock (5.13; signals from 6.12 on), namespaces of network and
+mounts. What it lacks is left out: then limits, the process hunt and the judge's distrust still hold. Reading stays
+allowed.
 """
 
 from __future__ import annotations
