@@ -1,7 +1,8 @@
 """What a child gives up before it runs a target: writing outside its own folder, the network, signals to others.
 
-Linux only, and each as far as the kernel has it: Landlock (5.13; signals from 6.12 on) and network namespaces. What it
-lacks is left out: then limits, the process hunt and the judge's distrust still hold. Reading stays allowed.
+Linux only, and each as far as the kernel has it: Landlock (5.13; signals from 6.12 on), namespaces of network and
+mounts. What it lacks is left out: then limits, the process hunt and the judge's distrust still hold. Reading stays
+allowed.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import struct
 import tempfile
 from collections.abc import Iterable
 
-# linux/prctl.h, linux/sched.h and linux/landlock.h; the system calls have these numbers on every architecture
+# linux/prctl.h, sched.h, mount.h and landlock.h; the system calls have these numbers on every architecture
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS = 0x10000000, 0x40000000, 0x00020000
+MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 1 << 1, 1 << 2, 1 << 14, 1 << 18
+SHARED = "/dev/shm"  # where locks between processes lie
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 _VERSION, _PATH_BENEATH = 1, 1
 _WRITE_FILE, _TRUNCATE = 1 << 1, 1 << 14
@@ -47,19 +50,31 @@ def withdraw(folder: str, cache: str) -> None:
     os.environ["TRITON_CACHE_DIR"] = cache
     os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
     os.chdir(folder)
-    _leave_network()
-    _write_only([folder, os.devnull, cache])
+    private = [SHARED] if _unshare() and _empty_shared() else []
+    _write_only([folder, os.devnull, cache, *private])
 
 
-def _leave_network() -> None:
-    """A network namespace of its own, which has no interface that is up."""
+def _unshare() -> bool:
+    """A network namespace of its own, which has no interface that is up; whether it has its own mounts, too."""
     user, group = os.getuid(), os.getgid()
     with contextlib.suppress(OSError, AttributeError):
-        if _libc.unshare(CLONE_NEWNET) == 0 or _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
-            return
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
+        for mounts in (CLONE_NEWNS, 0):
+            if _libc.unshare(CLONE_NEWNET | mounts) == 0:
+                return bool(mounts)
+            if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | mounts) == 0:
+                ids = (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1"))
+                for name, text in ids:
+                    with open(f"/proc/self/{name}", "w") as file:
+                        file.write(text)
+                return bool(mounts)
+    return False
+
+
+def _empty_shared() -> bool:
+    """In its own mounts, a shared folder that nobody shares and that goes with it; whether there is one."""
+    if _libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) != 0:
+        return False
+    return bool(_libc.mount(b"tmpfs", SHARED.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=64m,mode=1777") == 0)
 
 
 def landlock_version() -> int:

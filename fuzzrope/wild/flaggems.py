@@ -11,15 +11,12 @@ position.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 
 import torch
 
 os.environ.setdefault("GEMS_VENDOR", "nvidia")  # it asks nvidia-smi otherwise, which is where a GPU is
-multiprocessing.Lock = threading.Lock  # type: ignore[assignment] # locks between processes lie in shared folders
-from flag_gems.fused import apply_rotary_pos_emb  # noqa: E402 - see above
+from flag_gems.fused import apply_rotary_pos_emb
 
 
 def eager(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

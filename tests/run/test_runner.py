@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -174,6 +176,29 @@ def test_a_correct_file_may_use_its_temporary_directory_and_wait_for_processes_a
             assert not judge(HARMLESS, outcome, target).findings
     assert folder is not None
     assert not Path(folder).exists()
+
+
+def has_mounts_of_its_own():
+    """Whether a process here may have a shared folder that nobody shares."""
+    code = "from fuzzrope.run import confine as c; print(c._unshare() and c._empty_shared())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_locks_between_processes_lie_in_a_folder_that_goes_with_the_child(tmp_path):
+    file = tmp_path / "locks.py"
+    file.write_text(
+        "import multiprocessing\n"
+        "from fuzzrope.specimens.tiled import TiledRope\n"
+        "class ModelNew(TiledRope):\n"
+        "    def forward(self, q, k, cos, sin):\n"
+        "        with multiprocessing.Lock(), open('/dev/shm/fuzzrope-left-behind', 'x'):\n"
+        "            return super().forward(q, k, cos, sin)\n"
+    )
+    with Runner(find(str(file))) as runner:
+        outcomes = [runner.run(HARMLESS), runner.discard() and runner.run(HARMLESS)]
+    expected = "returned" if has_mounts_of_its_own() else "raised"
+    assert [outcome.status for outcome in outcomes] == [expected] * 2
+    assert not Path("/dev/shm/fuzzrope-left-behind").exists()
 
 
 def test_a_folder_deeper_than_a_path_may_be_is_removed(tmp_path):
