@@ -108,7 +108,7 @@ def strata(
         names: the inputs.
         used: pins of each choice of outputs in use, all of them first.
         apart: pins under which no two inputs are one tensor.
-        large: pins under which every output shows its layout.
+        large: pins under which the largest output shows its layout.
         shapes: pins of cases that are worth a gradient, by name.
     """
     found = [Stratum(f"gradient of: {name}", (("requires", r), *apart.items())) for name, r in requires(names).items()]

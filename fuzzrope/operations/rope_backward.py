@@ -51,7 +51,7 @@ def differentiated(draw: Draw, pins: Mapping[str, Any], case: Case) -> Case:
 def strata() -> tuple[Stratum, ...]:
     """Every stratum of gradients."""
     used = {name: {"used": some} for name, some in backward.uses(NAMES).items()}
-    large = {"tables": "exact", "B": 2, "Hq": 2, "S": 3, "D": 6}
+    large = {"tables": "exact", "B": 2, "Hq": 2, "S": 3, "D": 6, "used": NAMES}  # k may have one head
     return backward.strata(NAMES, used, {"relation": "separate"}, large, SHAPES)
 
 

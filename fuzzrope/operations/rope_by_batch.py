@@ -92,7 +92,7 @@ class ByBatch(ABC):
     def backward_strata(self) -> tuple[Stratum, ...]:
         """Every stratum of gradients."""
         used = {name: {"used": some} for name, some in backward.uses(NAMES).items()}
-        large = {"tables": "exact", "B": 2, "Hq": 2, "S": 3, "D": 6}
+        large = {"tables": "exact", "B": 2, "Hq": 2, "S": 3, "D": 6, "used": NAMES}  # k may have one head
         return backward.strata(NAMES, used, {"relation": "separate"}, large, self.differentiated)
 
     def with_backward(self, case: Case, plain: frozenset[str]) -> frozenset[str]:

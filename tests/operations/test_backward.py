@@ -42,7 +42,7 @@ def expected_of(operation, case):
 
 @pytest.mark.parametrize(("operation", "stratum"), STRATA, ids=lambda item: item.name)
 def test_pins_lead_into_their_stratum(operation, stratum):
-    for case in drawn(operation, {"gradients": True, **dict(stratum.pins)}, 20):
+    for case in drawn(operation, {"gradients": True, **dict(stratum.pins)}, 60):
         assert stratum.name in operation.classify(case, BLOCKS)
 
 
