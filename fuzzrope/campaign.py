@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def run_campaign(
     return finished
 
 
-def in_turns(strata: tuple[Stratum, ...]) -> list[Stratum]:
+def in_turns(strata: Sequence[Stratum]) -> list[Stratum]:
     """The first of each group, then the second of each: no region waits for all of a larger one."""
     seen: Counter[str] = Counter()
     turns = []
@@ -128,7 +128,7 @@ class _Campaign:
             self._count(case, verdict)
             self.notebook.settle(case, verdict)
         for visit in range(self.settings.visits):
-            for index, stratum in enumerate(in_turns(self.strata)):
+            for index, stratum in enumerate(self.strata):
                 if self._mine(index) and self.visits[stratum.name] <= visit:
                     self._round(dict(stratum.pins), 2, f"{stratum.name}#{visit}")
         for index in itertools.count():
@@ -147,7 +147,7 @@ class _Campaign:
             reason = cannot_run(self.settings.device, self.settings.engine, dtypes, rows)
             if reason:
                 reasons[stratum.name] = reason
-        self.strata = tuple(stratum for stratum in every if stratum.name not in reasons)
+        self.strata = tuple(in_turns([stratum for stratum in every if stratum.name not in reasons]))
         left_out = Counter(stratum.group for stratum in every if stratum.name in reasons)
         reason_of = {stratum.group: reasons[stratum.name] for stratum in every if stratum.name in reasons}
         names = tuple(stratum.name for stratum in self.strata)

@@ -218,3 +218,9 @@ def test_an_answer_that_depends_on_earlier_calls_is_called_stateful(tmp_path):
     found = [event for event in events if isinstance(event, Minimized)]
     assert "stateful" in {event.finding.kind for event in found}
     assert all(event.path is None for event in found)
+
+
+@pytest.mark.parametrize("shard", [(0, 2), (1, 2)])
+def test_a_shard_visits_the_strata_it_answers_for(shard):
+    _, finished = collect(find("kernels.reference"), max_examples=1000, max_time=120.0, shard=shard)
+    assert finished.missed == ()
