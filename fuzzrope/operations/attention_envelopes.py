@@ -136,7 +136,8 @@ def _arithmetic(v: torch.dtype, dtype: torch.dtype, options: Options) -> softmax
         relative=(1 + weight) * (1 + cut.relative) - 1,
         absolute=max(held.half_step if narrow else 0.0, cut.absolute),
         values=cut.absolute,
-        vanishing=2 * max(2.0**held.smallest_exponent if narrow else 0.0, 2.0**form.min_exponent, 2.0**-865),
+        vanishing=2
+        * max(2.0**held.smallest_exponent if narrow else 0.0, cut.absolute, 2.0**form.min_exponent, 2.0**-865),
         limit=sums.max / cut.reach * (1 - 2.0**-8),
     )
 
@@ -203,8 +204,7 @@ def _put_o(parts: _Parts, head: int, found: softmax.Rows, values: Array, how: so
     positive = negative = np.zeros(shape, dtype=bool)
     if not usual.all():
         finite, nan, positive, negative = _with_odd_values(found, values, how, row, finite, nan)
-    rises, falls = ((np.maximum(sign * np.where(usual, values, 0.0), 0.0)) for sign in (1, -1))
-    far_up, far_down = (row.kept.astype(float) @ side >= how.limit for side in (rises, falls))
+    far_up, far_down = softmax.overflowing(row.kept, np.where(usual, values, 0.0), how)
     edge = np.ldexp(1.0 - 2.0 ** -(how.out.digits + 1), clipped(how.out.overflow[2] - exact.exponent, -2000, 1023))
     far_up, far_down = far_up | (exact.high + bound >= edge), far_down | (bound - exact.high >= edge)
     nan = nan | (finite & (far_up | far_down))

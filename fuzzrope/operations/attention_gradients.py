@@ -138,6 +138,9 @@ class _Attention:
         # Eager's o is not divided by the sum of weights yet where it is multiplied by do.
         whole = 1 + head.found.most[:, None]
         reached = (plain.size * o.size).sum(axis=1, keepdims=True) * whole >= self.limit
+        # An o that was infinite before it was divided is so for a cotangent of zero too.
+        up, down = softmax.overflowing(head.row.kept, usual, self.how)
+        reached = reached | (up | down).any(axis=1, keepdims=True)
         return first.wider(np.maximum(second - first.radius, 0.0)).marked(np.zeros(reached.shape, dtype=bool), reached)
 
     def states(self, head: Head, broken: _States | None, given: _Cotangents) -> _States:

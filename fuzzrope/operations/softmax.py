@@ -164,6 +164,12 @@ def weighted(rows: Rows, values: Array, how: Arithmetic, seen: Array) -> tuple[E
     return exact, _bound(rows, v_far, exact, unit, how, seen)
 
 
+def overflowing(kept: Array, values: Array, how: Arithmetic) -> tuple[Array, Array]:
+    """Of which means (rows, D) the sum may rise, or fall, beyond the range before it is divided by that of weights."""
+    rises, falls = (np.maximum(side, 0.0) for side in (values, -values))
+    return kept.astype(float) @ rises >= how.limit, kept.astype(float) @ falls >= how.limit
+
+
 def _scaled(weights: Array, values: Array, form: Format) -> tuple[Array, Array]:
     """Values (rows, keys, D) in units 2^(rows, D) of the largest product of weight and value.
 

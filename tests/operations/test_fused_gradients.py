@@ -321,6 +321,23 @@ def test_heads_of_a_group_may_be_added_before_they_are_scaled_and_overflow():
     assert verdicts(QK, tensors, given, options, late)["k"] == ["nonfinite"]
 
 
+@pytest.mark.parametrize(("value", "overflows"), [(9e37, True), (8e37, False)])
+def test_an_output_that_overflowed_before_it_was_divided_shows_for_a_cotangent_of_zero(value, overflows):
+    tensors = made(ATTENTION, sizes=(1, 1, 1, 4, 4, 3))
+    for name, number in (("q", 1.0), ("k", 1.0), ("v", 1.0), ("cos", 1.0), ("sin", 0.0)):
+        tensors[name] = torch.full_like(tensors[name], number)
+    tensors["v"][..., 1] = value  # of four equal weights: 3.6e38 does not fit, 3.2e38 does
+    tensors = {name: t.requires_grad_() for name, t in tensors.items()}
+    expected, given = cotangents_of(ATTENTION, tensors, {})
+    given = {"o": torch.zeros_like(given["o"])}
+    right = eager(tensors, expected, given)
+    assert bool(right["q"].any()) == overflows
+    assert verdicts(ATTENTION, tensors, given, {}, right) == {}
+    assert verdicts(ATTENTION, tensors, given, {}, {**right, "q": torch.zeros_like(right["q"])}) == {}
+    odd = {**right, "q": torch.full_like(right["q"], math.nan)}
+    assert ("q" not in verdicts(ATTENTION, tensors, given, {}, odd)) == overflows
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_rows_that_see_no_key_have_a_gradient_of_zero_and_nothing_else(dtype):
     options = options_of(ATTENTION, "empty rows")

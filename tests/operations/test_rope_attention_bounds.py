@@ -224,6 +224,21 @@ def test_infinity_in_v_is_infinite_and_nan_only_where_its_weight_may_vanish(weig
     assert bool(envelope.nan[0]) == (weight == "faint")
 
 
+@pytest.mark.parametrize(("precision", "vanishes"), [("high", True), ("highest", False)])
+def test_a_weight_below_what_tf32_holds_may_vanish_and_only_where_that_is_asked_for(precision, vanishes):
+    """Scores of float64 make weights of float32 that are subnormal."""
+    wide = "float64"
+    tensors = made((wide, wide, "float32", wide, wide), rows=1, keys=2)
+    tensors["cos"].fill_(1.0)
+    tensors["sin"].zero_()
+    tensors["q"].fill_(1.0)
+    tensors["k"][0, 0, 0], tensors["k"][0, 0, 1] = 0.0, -138 * math.log(2) / 4
+    tensors["v"][0, 0, 1, 0] = math.inf
+    envelope = ATTENTION.envelopes(tensors, {"scale": 1.0, "precision": precision})["o"]
+    assert envelope.positive[0]
+    assert bool(envelope.nan[0]) == vanishes
+
+
 def test_an_infinite_score_makes_nan():
     tensors = made()
     tensors["q"].fill_(1.0)
