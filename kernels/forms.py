@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from kernels.launch import TL_DTYPES
 from kernels.layout import Ints
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+NAMES = ("q", "k", "cos", "sin")
 
 
 class Meta(NamedTuple):
@@ -65,18 +67,30 @@ class Turn(NamedTuple):
         return cls(rotary_dim, interleaved)
 
 
-def _form(name: str, x: torch.Tensor, rank: int) -> Meta:
-    """The form of an argument; raises TypeError or ValueError for what the kernel's contract leaves out."""
+def _form(name: str, x: torch.Tensor) -> Meta:
+    """The form of an argument; raises TypeError for what has none."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"rope: {name} must be a torch.Tensor, not {type(x).__name__}")
     if x.layout is not torch.strided:
         raise TypeError(f"rope: {name} must be a strided tensor, not {x.layout}")
-    form = Meta.of(x)
-    if form.dtype not in TL_DTYPES:
-        raise TypeError(f"rope: {name} must be float16, bfloat16, float32 or float64, not {form.dtype}")
-    if len(form.shape) != rank:
-        raise ValueError(f"rope: {name} must have {rank} dimensions, not shape {form.shape}")
-    return form
+    return Meta.of(x)
+
+
+def check_forms(forms: Sequence[Meta], devices: Sequence[torch.device], tables: int = 2) -> None:
+    """Raise TypeError or ValueError for forms and devices of the arguments that the kernel's contract leaves out."""
+    for name, form, rank in zip(NAMES, forms, (4, 4, tables, tables), strict=True):
+        if form.dtype not in TL_DTYPES:
+            raise TypeError(f"rope: {name} must be float16, bfloat16, float32 or float64, not {form.dtype}")
+        if len(form.shape) != rank:
+            raise ValueError(f"rope: {name} must have {rank} dimensions, not shape {tuple(form.shape)}")
+    for name, device in zip(NAMES, devices, strict=True):
+        if device != devices[0]:
+            raise ValueError(f"rope: all tensors must be on one device: q on {devices[0]}, {name} on {device}")
+    width, other = forms[0].shape[3], forms[1].shape[3]
+    if width % 2:
+        raise ValueError(f"rope: head_dim must be even, not {width}")
+    if other != width:
+        raise ValueError(f"rope: q and k must have one head_dim, not {width} and {other}")
 
 
 def forms_of(
@@ -86,16 +100,8 @@ def forms_of(
 
     Raises TypeError or ValueError for what the kernel's contract leaves out.
     """
-    forms = _form("q", q, 4), _form("k", k, 4), _form("cos", cos, tables), _form("sin", sin, tables)
-    device = q.device
-    for name, x in (("k", k), ("cos", cos), ("sin", sin)):
-        if x.device != device:
-            raise ValueError(f"rope: all tensors must be on one device: q on {device}, {name} on {x.device}")
-    width, other = forms[0].shape[3], forms[1].shape[3]
-    if width % 2:
-        raise ValueError(f"rope: head_dim must be even, not {width}")
-    if other != width:
-        raise ValueError(f"rope: q and k must have one head_dim, not {width} and {other}")
+    forms = _form("q", q), _form("k", k), _form("cos", cos), _form("sin", sin)
+    check_forms(forms, (q.device, k.device, cos.device, sin.device), tables)
     return forms
 
 
@@ -108,7 +114,5 @@ def is_plain(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Ten
 def allocate(outs: tuple[Meta, Meta], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Fresh memory for both outputs."""
     q, k = outs
-    return (
-        torch.empty_strided(q.shape, q.strides, dtype=q.dtype, device=device),
-        torch.empty_strided(k.shape, k.strides, dtype=k.dtype, device=device),
-    )
+    new = torch.empty_strided
+    return new(*q[:2], dtype=q.dtype, device=device), new(*k[:2], dtype=k.dtype, device=device)

@@ -1,6 +1,7 @@
 """What ``rope_qk`` and ``rope_attention`` share on the host: arguments checked, and what a launch needs to know.
 
-Checks take symbolic sizes too, of which they ask nothing but what a call has to meet.
+Checks take symbolic sizes too, of which they ask nothing but what a call has to meet. Those that ask for nothing but
+sizes and types take forms of tensors as well, so that a plan is made, and checked, once for all calls of a form.
 
 Row i of q sees the keys j with i + first < j <= i + last: the two shifts hold all that ``causal``, ``window`` and
 ``q_offset`` say.
@@ -9,21 +10,22 @@ Row i of q sees the keys j with i + first < j <= i + last: the two shifts hold a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import mul
 from typing import Any, NamedTuple
 
 import torch
 
-from kernels.forms import PLAIN
-from kernels.launch import INT32_MAX, TL_DTYPES, broadcast_strides
+from kernels.forms import PLAIN, Meta
+from kernels.launch import INT32_MAX, TL_DTYPES, VECTOR_ELEMENTS, broadcast_strides
 from kernels.layout import Ints
 from kernels.tiling import SHIPPED, Pins, Tiles, pick
 
 MAX_OFFSET = 2**40
 MAX_SCALE, MAX_CAP = 2.0**60, 2.0**20
 MAX_WIDTH = 256  # wider heads fit no shared memory
-VECTOR_BYTES, VECTOR_ELEMENTS = 16, 8  # the widest load of one thread; so many elements are whole such loads
+
+Form = torch.Tensor | Meta
 
 
 class Problem(NamedTuple):
@@ -64,7 +66,7 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def promoted(*tensors: torch.Tensor) -> torch.dtype:
+def promoted(*tensors: Form) -> torch.dtype:
     """PyTorch's promotion of the tensors' types."""
     dtype = tensors[0].dtype
     for x in tensors[1:]:
@@ -96,7 +98,7 @@ def check_tensors(name: str, tensors: dict[str, torch.Tensor]) -> None:
             raise ValueError(f"{name}: all tensors must be on one device: q on {device}, {role} on {x.device}")
 
 
-def _check_shapes(name: str, q: torch.Tensor, k: torch.Tensor) -> None:
+def _check_shapes(name: str, q: Form, k: Form) -> None:
     (batch, heads, _, width), (batch_k, heads_k, _, width_k) = q.shape, k.shape
     if width % 2 or width <= 0 or width > MAX_WIDTH:
         raise ValueError(f"{name}: head_dim must be even and from 2 to {MAX_WIDTH}, not {width}")
@@ -118,7 +120,8 @@ def is_number(x: Any) -> bool:
     return is_integer(x) or isinstance(x, (float, torch.SymFloat))
 
 
-def _check_options(name: str, scale: Any, causal: Any, q_offset: Any) -> None:
+def check_options(name: str, scale: Any, causal: Any, q_offset: Any, window: Any = None, softcap: Any = None) -> None:
+    """Raise TypeError or ValueError for options that are none, whatever the tensors; rope_qk has but three."""
     if scale is not None and not is_number(scale):
         raise TypeError(f"{name}: scale must be a number or None, not {type(scale).__name__}")
     if scale is not None and not abs(scale) <= MAX_SCALE:
@@ -129,40 +132,6 @@ def _check_options(name: str, scale: Any, causal: Any, q_offset: Any) -> None:
         raise TypeError(f"{name}: q_offset must be an int, not {type(q_offset).__name__}")
     if not 0 <= q_offset <= MAX_OFFSET:
         raise ValueError(f"{name}: q_offset must be from 0 to 2**40, not {q_offset}")
-
-
-def check_arguments(
-    name: str, tensors: dict[str, torch.Tensor], scale: float | None, causal: bool, q_offset: int
-) -> None:
-    """Check the arguments that both operations have.
-
-    Raises:
-        TypeError: an argument is no strided tensor of the four dtypes, or an option of another type.
-        ValueError: ranks, devices, sizes or options that do not belong together.
-    """
-    check_tensors(name, tensors)
-    q, k = tensors["q"], tensors["k"]
-    _check_shapes(name, q, k)
-    _check_options(name, scale, causal, q_offset)
-    half, end, keys = q.shape[3] // 2, q_offset + q.shape[2], k.shape[2]
-    for role in ("cos", "sin"):
-        have, columns = tensors[role].shape
-        if have != 1 and (have < keys or have < end):
-            raise ValueError(f"{name}: {role} has {have} rows for {max(end, keys)} positions")
-        if columns != half and columns != 1:
-            raise ValueError(f"{name}: {role} must have {half} columns or one, not {columns}")
-
-
-def check_attention(
-    name: str,
-    tensors: dict[str, torch.Tensor],
-    scale: float | None,
-    causal: bool,
-    q_offset: int,
-    window: int | None,
-    softcap: float | None,
-) -> None:
-    """Check the arguments of attention; raises as :func:`check_arguments`."""
     if window is not None:
         if not is_integer(window):
             raise TypeError(f"{name}: window must be an int or None, not {type(window).__name__}")
@@ -172,10 +141,25 @@ def check_attention(
         raise TypeError(f"{name}: softcap must be a number or None, not {type(softcap).__name__}")
     if softcap is not None and not 0 < softcap <= MAX_CAP:
         raise ValueError(f"{name}: softcap must be positive and at most 2**20, not {softcap}")
-    check_arguments(name, tensors, scale, causal, q_offset)
-    k, v = tensors["k"], tensors["v"]
+
+
+def check_sizes(name: str, tensors: Mapping[str, Form], q_offset: int) -> None:
+    """Raise ValueError for sizes that do not belong together; v is there or not."""
+    q, k = tensors["q"], tensors["k"]
+    _check_shapes(name, q, k)
+    half, end, keys = q.shape[3] // 2, q_offset + q.shape[2], k.shape[2]
+    for role in ("cos", "sin"):
+        have, columns = tensors[role].shape
+        if have != 1 and (have < keys or have < end):
+            raise ValueError(f"{name}: {role} has {have} rows for {max(end, keys)} positions")
+        if columns != half and columns != 1:
+            raise ValueError(f"{name}: {role} must have {half} columns or one, not {columns}")
+    if "v" not in tensors:
+        return
+    v = tensors["v"]
     if v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"{name}: k {tuple(k.shape)} and v {tuple(v.shape)} must agree in batch, heads and length")
+        shapes = tuple(k.shape), tuple(v.shape)
+        raise ValueError(f"{name}: k {shapes[0]} and v {shapes[1]} must agree in batch, heads and length")
     if v.shape[3] > MAX_WIDTH:
         raise ValueError(f"{name}: v's head_dim must be at most {MAX_WIDTH}, not {v.shape[3]}")
 
@@ -190,7 +174,7 @@ def is_traced(tensors: dict[str, torch.Tensor]) -> bool:
 
 
 def make_problem(
-    tensors: dict[str, torch.Tensor],
+    forms: Mapping[str, Meta],
     scale: float | None,
     causal: bool,
     q_offset: int,
@@ -198,21 +182,21 @@ def make_problem(
     pins: Pins = SHIPPED,
 ) -> Problem:
     """The sizes of a call whose arguments have been checked."""
-    q, k, cos, sin = (tensors[role] for role in ("q", "k", "cos", "sin"))
+    q, k, cos, sin = (forms[role] for role in ("q", "k", "cos", "sin"))
     (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
     # A shift beyond what any row or key can tell is as good as the least that is.
     last = min(q_offset, keys) if causal else keys
     first = -rows - 1 if window is None else min(max(q_offset - window, -rows - 1), keys)
-    steps = [broadcast_strides(table.shape, table.stride()) for table in (cos, sin)]
+    steps = [strides_of(table) for table in (cos, sin)]
     return Problem(
         batch, heads_k, heads // heads_k if heads_k else 1, rows, keys, width // 2, q_offset, first, last,
         1 / math.sqrt(width) if scale is None else float(scale), promoted(q, k, cos, sin), (*steps[0], *steps[1]), pins,
     )  # fmt: skip
 
 
-def strides_of(x: torch.Tensor) -> Ints:
+def strides_of(x: Form) -> Ints:
     """The strides by which a kernel reads x; a dimension of size 1 has none."""
-    return broadcast_strides(x.shape, x.stride())
+    return broadcast_strides(x.shape, x.strides if isinstance(x, Meta) else x.stride())
 
 
 def is_wide(problem: Problem, tiles: Tiles, q: Sequence[Ints], k: Sequence[Ints], width: int) -> bool:
@@ -231,15 +215,13 @@ def is_wide(problem: Problem, tiles: Tiles, q: Sequence[Ints], k: Sequence[Ints]
     return farthest > INT32_MAX
 
 
-def is_even(tensors: Sequence[torch.Tensor], strides: Sequence[Ints], widths: Sequence[int]) -> bool:
-    """Whether all that is read and written lies in groups of eight elements that start at multiples of 16 bytes.
+def are_even(strides: Sequence[Ints], widths: Sequence[int]) -> bool:
+    """Whether by these layouts all that is read and written lies in groups of eight elements, side by side.
 
     ``strides`` are those of the tensors, column last; ``widths`` are the columns that are read and written.
     """
-    return (
-        all(width % VECTOR_ELEMENTS == 0 for width in widths)
-        and all(steps[-1] == 1 and not any(step % VECTOR_ELEMENTS for step in steps[:-1]) for steps in strides)
-        and all(x.data_ptr() % VECTOR_BYTES == 0 for x in tensors)
+    return all(width % VECTOR_ELEMENTS == 0 for width in widths) and all(
+        steps[-1] == 1 and not any(step % VECTOR_ELEMENTS for step in steps[:-1]) for steps in strides
     )
 
 

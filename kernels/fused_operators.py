@@ -13,17 +13,24 @@ from typing import Any
 import torch
 
 from kernels import reference
-from kernels.fused import check_arguments, check_attention, dot_precision, make_problem, promoted, work_dtype
+from kernels.attention_launch import launch_attention, plan_attention
+from kernels.fused import check_options, check_sizes, check_tensors, dot_precision, promoted, work_dtype
 from kernels.fused_reference import attention_pull_back, qk_pull_back
 from kernels.launch import can_launch
 from kernels.operators import EXACT, Tensor
-from kernels.rope_attention import launch_attention, make_call
 from kernels.rope_attention_backward import attention_gradients
-from kernels.rope_qk import launch_qk
+from kernels.rope_qk import launch_qk, plan_scores
 from kernels.rope_qk_backward import qk_gradients
 
 QK_OPTIONS = "float? scale=None, bool causal=False, SymInt q_offset=0"
 OPTIONS = f"{QK_OPTIONS}, SymInt? window=None, float? softcap=None"
+
+
+def _check(name: str, tensors: dict[str, Tensor], scale: float | None, causal: bool, q_offset: int, *more: Any) -> None:
+    """Raise what the operations raise; ``more`` are window and softcap."""
+    check_tensors(name, tensors)
+    check_options(name, scale, causal, q_offset, *more)
+    check_sizes(name, tensors, q_offset)
 
 
 def _some(found: Sequence[Tensor | None]) -> list[Tensor]:
@@ -55,14 +62,13 @@ def scores_of(
 ) -> Tensor:  # fmt: skip
     """The scores of :func:`kernels.rope_qk.rope_qk`, in fresh memory; raises what it raises."""
     tensors = {"q": q, "k": k, "cos": cos, "sin": sin}
-    check_arguments("rope_qk", tensors, scale, causal, q_offset)
+    _check("rope_qk", tensors, scale, causal, q_offset)
     if not can_launch(q.device):
         twin = reference.qk_reference(
             q, k, cos, sin, scale=scale, causal=causal, q_offset=q_offset, out_dtype=out_dtype
         )
         return twin.contiguous()
-    problem = make_problem(tensors, scale, causal, q_offset)
-    return launch_qk(problem, out_dtype or problem.dot, q, k, cos, sin)
+    return launch_qk(plan_scores(tensors, scale, causal, q_offset, out_dtype), q, k, cos, sin)
 
 
 @scores_of.register_fake
@@ -70,7 +76,7 @@ def _(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, scale: float | None = None, causal: bool = False,
     q_offset: int = 0, out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
-    check_arguments("rope_qk", {"q": q, "k": k, "cos": cos, "sin": sin}, scale, causal, q_offset)
+    _check("rope_qk", {"q": q, "k": k, "cos": cos, "sin": sin}, scale, causal, q_offset)
     dtype = out_dtype or promoted(q, k, cos, sin)
     return torch.empty((*q.shape[:3], k.shape[2]), dtype=dtype, device=q.device)
 
@@ -91,8 +97,8 @@ def scores_pulled_back(
     if not can_launch(q.device):
         with reference.without_autocast(q):
             return _some(qk_pull_back(ds, inputs, needs, scale, causal, q_offset))
-    problem = make_problem(dict(zip(("q", "k", "cos", "sin"), inputs, strict=True)), scale, causal, q_offset)
-    return _some(qk_gradients(problem, precision, inputs, ds, tuple(needs)))
+    plan = plan_scores(dict(zip(("q", "k", "cos", "sin"), inputs, strict=True)), scale, causal, q_offset)
+    return _some(qk_gradients(plan.problem, precision, inputs, ds, tuple(needs)))
 
 
 @scores_pulled_back.register_fake
@@ -130,14 +136,14 @@ def attended(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse of :func:`kernels.rope_attention.rope_attention`, in fresh memory; raises what it raises."""
     tensors = {"q": q, "k": k, "v": v, "cos": cos, "sin": sin}
-    check_attention("rope_attention", tensors, scale, causal, q_offset, window, softcap)
+    _check("rope_attention", tensors, scale, causal, q_offset, window, softcap)
     if not can_launch(q.device):
         o, lse = reference.attention_reference(
             q, k, v, cos, sin, scale=scale, causal=causal, q_offset=q_offset, window=window, softcap=softcap,
             return_lse=True,
         )  # fmt: skip
         return o.contiguous(), lse.contiguous()
-    return launch_attention(make_call(tensors, scale, causal, q_offset, window, softcap), q, k, v, cos, sin)
+    return launch_attention(plan_attention(tensors, scale, causal, q_offset, window, softcap), q, k, v, cos, sin)
 
 
 @attended.register_fake
@@ -146,7 +152,7 @@ def _(
     q_offset: int = 0, window: int | None = None, softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     tensors = {"q": q, "k": k, "v": v, "cos": cos, "sin": sin}
-    check_attention("rope_attention", tensors, scale, causal, q_offset, window, softcap)
+    _check("rope_attention", tensors, scale, causal, q_offset, window, softcap)
     o = torch.empty((*q.shape[:3], v.shape[3]), dtype=promoted(q, k, v, cos, sin), device=q.device)
     return o, torch.empty(q.shape[:3], dtype=work_dtype(promoted(q, k, cos, sin)), device=q.device)
 
@@ -170,8 +176,8 @@ def attention_pulled_back(
     if not can_launch(q.device):
         with reference.without_autocast(q):
             return _some(attention_pull_back(do, dlse, inputs, (o, lse), needs, *options))
-    call = make_call(dict(zip(("q", "k", "v", "cos", "sin"), inputs, strict=True)), *options)
-    return _some(attention_gradients(call, precision, (*inputs, o, lse), do, dlse, tuple(needs)))
+    plan = plan_attention(dict(zip(("q", "k", "v", "cos", "sin"), inputs, strict=True)), *options)
+    return _some(attention_gradients(plan.call, precision, (*inputs, o, lse), do, dlse, tuple(needs)))
 
 
 @attention_pulled_back.register_fake

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.forms import Turn, forms_of, is_plain
-from kernels.launch import TL_DTYPES, broadcast_strides, can_launch, ceil_div, choose_tile
+from kernels.launch import TL_DTYPES, broadcast_strides, can_launch, ceil_div, choose_tile, enqueue, resolved
 from kernels.outputs import promoted
 from kernels.rotation import rotate
 
@@ -262,8 +262,11 @@ def turn_all(
         by = [torch.promote_types(base, table.dtype) for table in tables]
         for role, dtype in zip(("COS", "SIN", "OUT"), (*by, out.dtype), strict=True):
             types[f"{name}_{role}_DTYPE"] = TL_DTYPES[dtype]
-    placed_kernel[(sum(programs),)](
-        *(x.resolve_neg() for x in (*given, *tables)), *outs, places,
-        programs[0], seq, half, *(len(t) for t in tables), *sizes, *steps, **types,
-        PLACED=positions is not None, BLOCK_R=tile.rows, BLOCK_C=tile.columns, BACK=back, enable_fp_fusion=False,
-    )  # fmt: skip
+    types |= {"PLACED": positions is not None, "BLOCK_R": tile.rows, "BLOCK_C": tile.columns, "BACK": back}
+    enqueue(
+        placed_kernel,
+        sum(programs),
+        [*resolved(*given, *tables), *outs, places],
+        [programs[0], seq, half, *(len(t) for t in tables), *sizes, *steps],
+        types | {"enable_fp_fusion": False},
+    )

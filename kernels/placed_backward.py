@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import TL_DTYPES, ceil_div, choose_tile
+from kernels.launch import TL_DTYPES, ceil_div, choose_tile, on
 from kernels.placed import Call, launch_placed, turn_all
 from kernels.rope_backward import Kind, sum_products, sum_type
 
@@ -134,7 +134,8 @@ def _table_gradient(
         return gradient
     tile = choose_tile(columns)
     sums = torch.empty(shape, dtype=total.dtype, device=device)
-    sum_places_kernel[(rows * ceil_div(columns, tile.columns),)](
-        sums, total, positions.contiguous(), count, columns, DTYPE=TL_DTYPES[sums.dtype], BLOCK_C=tile.columns
-    )
+    with on(device):
+        sum_places_kernel[(rows * ceil_div(columns, tile.columns),)](
+            sums, total, positions.contiguous(), count, columns, DTYPE=TL_DTYPES[sums.dtype], BLOCK_C=tile.columns
+        )
     return gradient.copy_(sums)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from kernels import reference
-from kernels.forms import Meta, Turn, allocate, forms_of, is_plain
+from kernels.forms import Meta, Turn, allocate, check_forms, forms_of, is_plain
 from kernels.fused import block_of
 from kernels.launch import TL_DTYPES, can_launch, choose_tile
 from kernels.outputs import cut, plan_outputs, promoted
@@ -22,7 +22,7 @@ from kernels.tiling import SHIPPED, Pins, Tiles, pick
 
 __all__ = ["rope"]
 
-CPU = torch.device("cpu")
+CPU, STRIDED = torch.device("cpu"), torch.strided
 
 
 class Plan(NamedTuple):
@@ -69,6 +69,27 @@ def make_plan(
     types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
     return Plan(*outs, launch, turn, tiles)
+
+
+@lru_cache(maxsize=1024)
+def plan_by_facts(*facts: Any) -> Plan:
+    """:func:`make_plan` without options, by shape, strides, dtype and device of each tensor."""
+    forms, devices = [Meta(*facts[i : i + 3]) for i in (0, 4, 8, 12)], facts[3::4]
+    check_forms(forms, devices)
+    return make_plan(*forms, None, devices[0])
+
+
+def plan_of(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, rotary_dim: int | None
+) -> Plan:
+    """The plan of a call; raises what :func:`rope` documents."""
+    if interleaved is False and rotary_dim is None and q.layout is k.layout is cos.layout is sin.layout is STRIDED:
+        return plan_by_facts(  # nothing is checked twice: a third of the host's time is at stake
+            q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device,
+            cos.shape, cos.stride(), cos.dtype, cos.device, sin.shape, sin.stride(), sin.dtype, sin.device,
+        )  # fmt: skip
+    forms = forms_of(q, k, cos, sin)
+    return make_plan(*forms, Turn.of(forms[0].shape[3], interleaved, rotary_dim), q.device)
 
 
 def rope(
@@ -119,13 +140,11 @@ def rope(
         from kernels.operators import traced
 
         return traced(q, k, cos, sin, interleaved, rotary_dim)
-    forms = forms_of(q, k, cos, sin)
-    turn = Turn.of(forms[0].shape[3], interleaved, rotary_dim) if interleaved or rotary_dim is not None else None
-    plan = make_plan(*forms, turn, q.device)
+    plan = plan_of(q, k, cos, sin, interleaved, rotary_dim)
     if can_launch(q.device):
         return carry_out(plan, q, k, cos, sin)
-    if turn is not None:
-        return reference.rope_with_options(q, k, cos, sin, interleaved, turn.columns)
+    if plan.turn is not None:
+        return reference.rope_with_options(q, k, cos, sin, interleaved, plan.turn.columns)
     return reference.rope(q, k, cos, sin)
 
 

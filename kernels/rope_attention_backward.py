@@ -13,10 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.fused import check_programs, dot_precision, is_even, is_wide, strides_of, work_dtype
+from kernels.attention_launch import NAME, Call, Plan, launch_attention
+from kernels.fused import are_even, check_programs, dot_precision, is_wide, strides_of, work_dtype
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
-from kernels.launch import TL_DTYPES, ceil_div
-from kernels.rope_attention import NAME, Call, launch_attention
+from kernels.launch import TL_DTYPES, ceil_div, enqueue, resolved, start_even
 from kernels.rotation import cells, factor, rows_at
 from kernels.softmax import LOG2_E, capped, finite_or_zero
 from kernels.tiles import (
@@ -238,7 +238,7 @@ def gradients(
     batch, heads, group, rows, keys = problem[:5]
     rule, width = choose_tiles(problem.half, call.width_v, call.out), max(2 * problem.half, call.width_v)
     by_q, by_k = (problem.tiles(f"attention_{name}", q.device, call.out, width, rule) for name in ("dq", "dk"))
-    operands = [x.resolve_neg() for x in (q, k, v, cos, sin)]
+    operands = resolved(q, k, v, cos, sin)
     do, dlse = o if do is None else do.resolve_neg(), dlse.resolve_neg()
     grad = work_dtype(call.out)
     delta = torch.empty(lse.shape, dtype=grad, device=q.device)
@@ -254,20 +254,18 @@ def gradients(
     constants = call.constants | {
         "OUT": TL_DTYPES[call.out], "GRAD": TL_DTYPES[grad], "PRECISION": precision, "USED": used,
         "TABLES": sums.wanted, "WIDE": wide,
-        "VECTOR": is_even((*operands, do, *made), (*steps, *tables, do_steps), (problem.half, call.width_v)),
+        "VECTOR": are_even((*steps, *tables, do_steps), (problem.half, call.width_v))
+        and start_even((*operands, do, *made)),
     }  # fmt: skip
     numbers = (*call.numbers, *steps[0], *steps[1], *steps[2], *problem.tables, *do_steps)
     # Where no row meets a key, gradients are zero times the tables, and those of tables zero times q and k.
     programs = check_programs(NAME, ceil_div(rows * group, by_q.rows) * batch * heads)
-    if programs:
-        query_gradient_kernel[(programs,)](
-            *operands, o, lse, do, dlse, delta, dq, *sums.of_q, *numbers, *dlse_steps, **constants, **by_q.options
-        )
+    tensors = [*operands, o, lse, do, dlse, delta, dq, *sums.of_q]
+    enqueue(query_gradient_kernel, programs, tensors, (*numbers, *dlse_steps), constants | by_q.options)
     programs = check_programs(NAME, ceil_div(keys, by_k.keys) * batch * heads)
-    if programs and (needs[1] or needs[2] or sums.wanted):
-        key_gradient_kernel[(programs,)](
-            *operands, lse, do, delta, dk, dv, *sums.of_k, *numbers, **constants, **by_k.options
-        )
+    if needs[1] or needs[2] or sums.wanted:
+        tensors = [*operands, lse, do, delta, dk, dv, *sums.of_k]
+        enqueue(key_gradient_kernel, programs, tensors, numbers, constants | by_k.options)
     found: list[torch.Tensor | None] = [x if need else None for x, need in zip((dq, dk, dv), needs, strict=False)]
     return found + [sums.gradient(i, table) if needs[3 + i] else None for i, table in enumerate((cos, sin))]
 
@@ -291,8 +289,9 @@ def attention_gradients(
 
 class _RopeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        o, lse = launch_attention(call, *inputs)
+    def forward(ctx: Any, plan: Plan, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        call = plan.call
+        o, lse = launch_attention(plan, *inputs)
         ctx.save_for_backward(*inputs, o, lse)
         ctx.call, ctx.precision = call, dot_precision(call.problem.dot, call.out)
         ctx.set_materialize_grads(False)
@@ -309,10 +308,10 @@ class _RopeAttention(torch.autograd.Function):
 
 
 def differentiable(
-    call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """o and lse with gradients of all five inputs, which may have any strides, as those of o and lse may.
 
     The same bits come back each time. Differentiating twice raises RuntimeError.
     """
-    return _RopeAttention.apply(call, q, k, v, cos, sin)
+    return _RopeAttention.apply(plan, q, k, v, cos, sin)

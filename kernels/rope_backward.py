@@ -21,7 +21,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from kernels.forms import Meta, Turn
-from kernels.launch import TL_DTYPES, choose_tile
+from kernels.launch import TL_DTYPES, ceil_div, choose_tile, on, resolved
 from kernels.layout import Ints, View
 from kernels.rope import Plan, launch, tiles_of
 from kernels.rope_launch import Launch, plan_launch
@@ -89,13 +89,14 @@ def sum_products(
     rows, columns = kept[0] * kept[1] * kept[2], kept[3]
     tile = choose_tile(columns)
     one, other = (out if t is None else t for t in (first, second))
-    sum_products_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
-        one, other, *(x.resolve_neg() for x in (a, b, m, n)),
-        rows, kept[1], kept[2], columns, *summed,
-        *one.stride(), *other.stride(), *a.stride(), *m.stride(), *n.stride(),
-        FIRST=first is not None, SECOND=second is not None, DTYPE=TL_DTYPES[out.dtype],
-        BLOCK_R=tile.rows, BLOCK_C=tile.columns, enable_fp_fusion=False,
-    )  # fmt: skip
+    with on(out.device):
+        sum_products_kernel[(ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns),)](
+            one, other, *resolved(a, b, m, n),
+            rows, kept[1], kept[2], columns, *summed,
+            *one.stride(), *other.stride(), *a.stride(), *m.stride(), *n.stride(),
+            FIRST=first is not None, SECOND=second is not None, DTYPE=TL_DTYPES[out.dtype],
+            BLOCK_R=tile.rows, BLOCK_C=tile.columns, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 def sum_type(g: torch.Tensor) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from operator import mul
 from typing import Any, NamedTuple
 
@@ -11,13 +11,10 @@ import triton
 import triton.language as tl
 
 from kernels.forms import Meta
-from kernels.launch import INT32_MAX, broadcast_strides, ceil_div, current_device
+from kernels.launch import INT32_MAX, VECTOR_ELEMENTS, Prepared, broadcast_strides, ceil_div, resolved, start_even
 from kernels.layout import Ints, View
 from kernels.rotation import rotate
 from kernels.tiling import Tiles
-
-VECTOR_BYTES = 16  # the widest load of one thread
-VECTOR_ELEMENTS = 8  # so many elements of any dtype are whole loads of that width
 
 
 @triton.jit
@@ -126,25 +123,18 @@ def rope_kernel(
 
 
 Form = View | Meta
-#: Kernels by all that Triton tells them apart by, so that it need not bind fifty arguments to find one: pointers are
-#: as aligned as VECTOR says, and integers have 32 or 64 bits.
-COMPILED: dict[Hashable, Any] = {}
-#: Stand-ins for the constants of a compiled kernel, which its launch counts and leaves alone.
-CONSTANTS = (None,) * 11
 
 
 class Launch(NamedTuple):
-    """One launch: its programs (0 when there is nothing to do), arguments and constants.
+    """One launch, and whether its layouts are ``even``: as the kernel's VECTOR promises, if the addresses are too."""
 
-    ``even`` says of the layouts what the kernel's VECTOR promises; the addresses have to be even too. ``ready`` is
-    what to call with tensors, arguments and constants, by device, VECTOR and BACK, which is all that is open.
-    """
-
-    programs: int
-    arguments: Ints
+    prepared: Prepared
     even: bool
-    constants: dict[str, Any]
-    ready: dict[tuple[int, bool, bool], Callable[..., None]]
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The constants of the kernel, to which those are added that name dtypes."""
+        return self.prepared.constants
 
     def run(
         self,
@@ -157,28 +147,8 @@ class Launch(NamedTuple):
         back: bool = False,
     ) -> None:
         """Launch on these tensors, of the forms that were planned for."""
-        if not self.programs:
-            return
-        # A lazily negated view keeps its sign outside its memory, where a kernel cannot see it.
-        tensors = q.resolve_neg(), k.resolve_neg(), cos.resolve_neg(), sin.resolve_neg(), out_q, out_k
-        vector = self.even
-        for x in tensors:
-            vector = vector and x.data_ptr() % VECTOR_BYTES == 0
-        which = current_device(), vector, back
-        ready = self.ready.get(which)
-        if ready is None:
-            types = tuple(x.dtype for x in tensors), tuple(n > INT32_MAX for n in self.arguments)
-            variant = *which, *types, frozenset(self.constants.items())
-            compiled = COMPILED.get(variant)
-            if compiled is None:
-                kernel = rope_kernel[(self.programs,)]
-                constants = {**self.constants, "VECTOR": vector, "BACK": back}
-                compiled = kernel(*tensors, *self.arguments, **constants, enable_fp_fusion=False)
-                if compiled is not None:  # as it is under Triton's interpreter
-                    COMPILED[variant] = compiled
-                return
-            ready = self.ready[which] = compiled[(self.programs, 1, 1)]
-        ready(*tensors, *self.arguments, *CONSTANTS)
+        tensors = *resolved(q, k, cos, sin), out_q, out_k
+        self.prepared.run(tensors, VECTOR=self.even and start_even(tensors), BACK=back)
 
 
 def _last_lane(out: Ints, tile: Ints) -> Ints:
@@ -231,5 +201,5 @@ def plan_launch(
     in_q, out_q, in_k, out_k = ((*strides, offset) for strides, offset in halves)
     arguments = (programs[0], *sizes, *in_q, *in_k, *tables[0], *tables[1], *out_q, *out_k)
     constants: dict[str, Any] = {"WIDE": farthest > INT32_MAX, "BLOCK_R": tiles.rows, "BLOCK_C": tiles.keys}
-    constants |= {"num_warps": tiles.warps, "num_stages": tiles.stages}
-    return Launch(sum(programs), arguments, even, constants, {})
+    constants |= {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": False}
+    return Launch(Prepared(rope_kernel, sum(programs), arguments, constants, {}), even)

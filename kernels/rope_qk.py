@@ -4,25 +4,31 @@ A program keeps a rotated tile of k and lets tiles of q stream by. The plain twi
 :func:`kernels.reference.qk_reference`.
 """
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels import reference
+from kernels.forms import Meta
 from kernels.fused import (
     Problem,
+    are_even,
     block_of,
-    check_arguments,
+    check_options,
     check_programs,
+    check_sizes,
+    check_tensors,
     dot_precision,
-    is_even,
     is_traced,
     is_wide,
     make_problem,
     strides_of,
     work_dtype,
 )
-from kernels.launch import TL_DTYPES, can_launch, ceil_div
+from kernels.launch import TL_DTYPES, Prepared, can_launch, ceil_div, resolved, start_even
 from kernels.rotation import cells, rows_at
 from kernels.tiles import lanes_of, load_keys, load_queries, packed_rows, program, seen_from
 from kernels.tiling import SHIPPED, Pins, Tiles
@@ -147,6 +153,53 @@ def rope_qk(
     return call_qk(q, k, cos, sin, scale=scale, causal=causal, q_offset=q_offset, out_dtype=out_dtype)
 
 
+class Plan(NamedTuple):
+    """What a call does for inputs of one form; ``even`` layouts are as VECTOR promises, if the addresses are too."""
+
+    problem: Problem
+    dtype: torch.dtype
+    launch: Prepared
+    even: bool
+
+
+@lru_cache(maxsize=1024)
+def make_plan(
+    q: Meta, k: Meta, cos: Meta, sin: Meta, scale: float | None, causal: bool, q_offset: int,
+    out_dtype: torch.dtype | None, device: torch.device, pins: Pins,
+) -> Plan:  # fmt: skip
+    """Plan the launch for inputs of this form on a device; raises ValueError for sizes."""
+    forms = {"q": q, "k": k, "cos": cos, "sin": sin}
+    check_sizes(NAME, forms, q_offset)
+    problem = make_problem(forms, scale, causal, q_offset, pins=pins)
+    batch, heads, group, rows, keys = problem[:5]
+    rule = choose_tiles(problem.half, problem.dot, rows * group)
+    tiles = problem.tiles("qk", device, problem.dot, 2 * problem.half, rule)
+    down, across = ceil_div(rows * group, tiles.rows), ceil_div(keys, tiles.keys)
+    steps = choose_steps(down * across * batch * heads, tiles)
+    programs = check_programs(NAME, ceil_div(down, steps) * across * batch * heads)
+    q_steps, k_steps = strides_of(q), strides_of(k)
+    wide = is_wide(problem, tiles, (q_steps, (0, rows * keys, keys, 1)), (k_steps,), max(2 * problem.half, tiles.keys))
+    constants = {"WORK": TL_DTYPES[work_dtype(problem.dot)], "DOT": TL_DTYPES[problem.dot], "WIDE": wide}
+    constants |= {"BLOCK_D": block_of(problem.half), **tiles.options}
+    even = are_even((q_steps, k_steps, problem.tables[:2], problem.tables[2:]), (problem.half, keys))
+    numbers = (*problem.sizes, problem.scale, steps, *q_steps, *k_steps, *problem.tables)
+    return Plan(problem, out_dtype or problem.dot, Prepared(qk_kernel, programs, numbers, constants, {}), even)
+
+
+def plan_scores(
+    tensors: dict[str, torch.Tensor],
+    scale: float | None,
+    causal: bool,
+    q_offset: int,
+    out_dtype: torch.dtype | None = None,
+    pins: Pins = SHIPPED,
+) -> Plan:
+    """Plan the launch for these tensors and options, which have been checked; raises ValueError for sizes."""
+    make = make_plan if scale != 0 else make_plan.__wrapped__  # the cache takes 0 and -0 for one
+    forms = (Meta.of(x) for x in tensors.values())
+    return make(*forms, scale, causal, q_offset, out_dtype, tensors["q"].device, pins)
+
+
 def call_qk(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -161,47 +214,34 @@ def call_qk(
 ) -> torch.Tensor:
     """:func:`rope_qk` with tiles of one's choice, unless it is traced."""
     tensors = {"q": q, "k": k, "cos": cos, "sin": sin}
-    check_arguments(NAME, tensors, scale, causal, q_offset)
+    check_tensors(NAME, tensors)
+    check_options(NAME, scale, causal, q_offset)
     if out_dtype is not None and out_dtype not in TL_DTYPES:
         raise TypeError(f"{NAME}: out_dtype must be float16, bfloat16, float32 or float64, not {out_dtype}")
     if is_traced(tensors):
         from kernels.fused_operators import traced_qk
 
+        check_sizes(NAME, tensors, q_offset)
         return traced_qk(q, k, cos, sin, scale, causal, q_offset, out_dtype)
     if not can_launch(q.device):
+        check_sizes(NAME, tensors, q_offset)
         return reference.qk_reference(
             q, k, cos, sin, scale=scale, causal=causal, q_offset=q_offset, out_dtype=out_dtype
         )
-    problem = make_problem(tensors, scale, causal, q_offset, pins=pins)
-    dtype = out_dtype or problem.dot
+    plan = plan_scores(tensors, scale, causal, q_offset, out_dtype, pins)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
         from kernels.rope_qk_backward import differentiable  # it launches the kernel above
 
-        return differentiable(problem, dtype, q, k, cos, sin)
-    return launch_qk(problem, dtype, q, k, cos, sin)
+        return differentiable(plan, q, k, cos, sin)
+    return launch_qk(plan, q, k, cos, sin)
 
 
-def launch_qk(
-    problem: Problem, dtype: torch.dtype, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> torch.Tensor:
+def launch_qk(plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """The scores in fresh memory, by one launch or none."""
-    batch, heads, group, rows, keys = problem[:5]
-    out = torch.empty((batch, heads * group, rows, keys), dtype=dtype, device=q.device)
-    if not out.numel():
-        return out
-    rule = choose_tiles(problem.half, problem.dot, rows * group)
-    tiles = problem.tiles("qk", q.device, problem.dot, 2 * problem.half, rule)
-    down, across = ceil_div(rows * group, tiles.rows), ceil_div(keys, tiles.keys)
-    steps = choose_steps(down * across * batch * heads, tiles)
-    programs = check_programs(NAME, ceil_div(down, steps) * across * batch * heads)
-    operands = [x.resolve_neg() for x in (q, k, cos, sin)]
-    q_steps, k_steps = strides_of(q), strides_of(k)
-    wide = is_wide(problem, tiles, (q_steps, (0, rows * keys, keys, 1)), (k_steps,), max(2 * problem.half, tiles.keys))
-    tables = (problem.tables[:2], problem.tables[2:])
-    qk_kernel[(programs,)](
-        *operands, out, *problem.sizes, problem.scale, steps, *q_steps, *k_steps, *problem.tables,
-        WORK=TL_DTYPES[work_dtype(problem.dot)], DOT=TL_DTYPES[problem.dot], PRECISION=dot_precision(problem.dot),
-        VECTOR=is_even((*operands, out), (q_steps, k_steps, *tables), (problem.half, keys)), WIDE=wide,
-        BLOCK_D=block_of(problem.half), **tiles.options,
-    )  # fmt: skip
+    problem = plan.problem
+    shape = problem.batch, problem.heads * problem.group, problem.rows, problem.keys
+    out = torch.empty(shape, dtype=plan.dtype, device=q.device)
+    tensors = *resolved(q, k, cos, sin), out
+    vector = plan.even and start_even(tensors)
+    plan.launch.run(tensors, VECTOR=vector, PRECISION=dot_precision(problem.dot))
     return out

@@ -14,17 +14,17 @@ import triton.language as tl
 
 from kernels.fused import (
     Problem,
+    are_even,
     block_of,
     check_programs,
     dot_precision,
-    is_even,
     is_wide,
     strides_of,
     work_dtype,
 )
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
-from kernels.launch import TL_DTYPES, ceil_div
-from kernels.rope_qk import NAME, launch_qk
+from kernels.launch import TL_DTYPES, ceil_div, enqueue, resolved, start_even
+from kernels.rope_qk import NAME, Plan, launch_qk
 from kernels.rotation import factor
 from kernels.tiles import key_tiles, lanes_of, load_keys, load_queries, packed_rows, program, row_tiles, seen_from
 from kernels.tiling import Tiles
@@ -164,7 +164,7 @@ def qk_gradients(
     dot = torch.promote_types(problem.dot, ds.dtype)
     rule, width = choose_tiles(problem.half, dot), 2 * problem.half
     by_q, by_k = (problem.tiles(name, saved[0].device, dot, width, rule) for name in ("qk_dq", "qk_dk"))
-    q, k, cos, sin, ds = (x.resolve_neg() for x in (*saved, ds))
+    q, k, cos, sin, ds = resolved(*saved, ds)
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     sums = TableSums(problem, needs[2] or needs[3], q)
     q_steps, k_steps, ds_steps = strides_of(q), strides_of(k), strides_of(ds)
@@ -176,40 +176,40 @@ def qk_gradients(
     constants: dict[str, Any] = {
         "WORK": TL_DTYPES[work_dtype(problem.dot)], "DOT": TL_DTYPES[dot], "SUM": TL_DTYPES[work_dtype(dot)],
         "PRECISION": precision, "TABLES": sums.wanted, "WIDE": wide, "BLOCK_D": block_of(problem.half),
-        "VECTOR": is_even((q, k, cos, sin, *made), steps, (problem.half,)),
+        "VECTOR": are_even(steps, (problem.half,)) and start_even((q, k, cos, sin, *made)),
     }  # fmt: skip
     numbers = (*problem.sizes, problem.scale, *q_steps, *k_steps, *problem.tables, *ds_steps)
     # Where no row meets a key, gradients are zero times the tables, and those of tables zero times q and k.
     programs = check_programs(NAME, ceil_div(rows * group, by_q.rows) * batch * heads)
-    if programs and (needs[0] or sums.wanted):
-        query_gradient_kernel[(programs,)](q, k, cos, sin, ds, dq, *sums.of_q, *numbers, **constants, **by_q.options)
+    if needs[0] or sums.wanted:
+        tensors = [q, k, cos, sin, ds, dq, *sums.of_q]
+        enqueue(query_gradient_kernel, programs, tensors, numbers, constants | by_q.options)
     programs = check_programs(NAME, ceil_div(keys, by_k.keys) * batch * heads)
-    if programs and (needs[1] or sums.wanted):
-        key_gradient_kernel[(programs,)](q, k, cos, sin, ds, dk, *sums.of_k, *numbers, **constants, **by_k.options)
+    if needs[1] or sums.wanted:
+        tensors = [q, k, cos, sin, ds, dk, *sums.of_k]
+        enqueue(key_gradient_kernel, programs, tensors, numbers, constants | by_k.options)
     found: list[torch.Tensor | None] = [dq if needs[0] else None, dk if needs[1] else None]
     return found + [sums.gradient(i, table) if needs[2 + i] else None for i, table in enumerate((cos, sin))]
 
 
 class _RopeQK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: Problem, dtype: torch.dtype, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, plan: Plan, *inputs: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(*inputs)
-        ctx.problem = problem
-        ctx.precision = dot_precision(torch.promote_types(problem.dot, dtype))
-        return launch_qk(problem, dtype, *inputs)
+        ctx.problem = plan.problem
+        ctx.precision = dot_precision(torch.promote_types(plan.problem.dot, plan.dtype))
+        return launch_qk(plan, *inputs)
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, ds: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, None, *qk_gradients(ctx.problem, ctx.precision, ctx.saved_tensors, ds, ctx.needs_input_grad[2:])
+        return None, *qk_gradients(ctx.problem, ctx.precision, ctx.saved_tensors, ds, ctx.needs_input_grad[1:])
 
 
-def differentiable(
-    problem: Problem, dtype: torch.dtype, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> torch.Tensor:
+def differentiable(plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """The scores with gradients of all four inputs, which may have any strides, as that of the scores may.
 
     Factors of products are rounded to the promoted dtype of inputs and scores. The same bits come back each time.
     Differentiating twice raises RuntimeError.
     """
-    return _RopeQK.apply(problem, dtype, q, k, cos, sin)
+    return _RopeQK.apply(plan, q, k, cos, sin)

@@ -66,6 +66,9 @@ def test_lengths_and_keys_are_those_by_which_a_launch_looks_its_tiles_up(monkeyp
 
     for module in ("kernels.fused", "kernels.rope"):
         monkeypatch.setattr(importlib.import_module(module), "pick", spying)
+    for module in ("kernels.rope", "kernels.rope_qk", "kernels.attention_launch"):
+        importlib.import_module(module).make_plan.cache_clear()
+    importlib.import_module("kernels.rope").plan_by_facts.cache_clear()
     assert compile_one((kernel, asked, legal(kernel, row)[0]), "cpu") == ""
     assert (*key_of(kernel, asked, HOPPER), length_of(kernel, asked)) in seen
 

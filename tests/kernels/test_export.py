@@ -102,7 +102,7 @@ def test_kernels_take_the_same_parameters_in_the_file(file: Path):
         }
 
     ours = {}
-    for path in FOLDER.glob("rope*.py"):
+    for path in (*FOLDER.glob("rope*.py"), FOLDER / "attention_launch.py"):
         module = importlib.import_module(f"kernels.{path.stem}")
         ours |= {f"{path.stem}.{name}": kernel for name, kernel in parameters(module).items()}
     theirs = parameters(loaded(file))
@@ -116,8 +116,12 @@ def test_kernels_take_the_same_parameters_in_the_file(file: Path):
 
 def test_docstrings_and_comments_come_along(file: Path):
     text = file.read_text()
-    for line in ("So none is specialized: one flag, VECTOR, says all", "# the widest load of one thread"):
-        assert line in (FOLDER / "rope_launch.py").read_text()
+    some = {
+        "rope_launch": "So none is specialized: one flag, VECTOR, says all",
+        "launch": "# the widest load of one thread",
+    }
+    for module, line in some.items():
+        assert line in (FOLDER / f"{module}.py").read_text()
         assert line in text
     assert '"""Rotate query and key by position' in text
 

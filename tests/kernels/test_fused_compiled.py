@@ -25,7 +25,7 @@ from tests.kernels.stores import stored_through, written_through
 
 MODULES = {
     name: importlib.import_module(f"kernels.{name}")
-    for name in ("rope_qk", "rope_attention", "softmax", "rope_qk_backward", "rope_attention_backward")
+    for name in ("rope_qk", "attention_launch", "softmax", "rope_qk_backward", "rope_attention_backward")
 }
 KERNELS = {
     f"{module}.{name}": kernel
@@ -36,7 +36,7 @@ KERNELS = {
 #: The pointer of each store in a kernel's code; the rest are read. Gradients of tables are optional.
 STORED = {
     "rope_qk.qk_kernel": ["out_ptr"],
-    "rope_attention.attention_kernel": ["lse_ptr", "o_ptr"],
+    "attention_launch.attention_kernel": ["lse_ptr", "o_ptr"],
     "softmax.combine_kernel": ["lse_ptr", "o_ptr"],
     "rope_qk_backward.query_gradient_kernel": ["dq_ptr", "dq_ptr"],
     "rope_qk_backward.key_gradient_kernel": ["dk_ptr", "dk_ptr"],
@@ -80,10 +80,10 @@ def test_the_ir_stores_outputs_once_and_nothing_else(launching, name):
 COMPILED = {
     "scores, 16 bytes at a time": ("rope_qk.qk_kernel", "bf16", {"VECTOR": True, "BLOCK_M": 64, "BLOCK_N": 64}),
     "scores, wide indices": ("rope_qk.qk_kernel", "fp32", {"WIDE": True, "DOT": tl.float32, "PRECISION": "tf32"}),
-    "attention": ("rope_attention.attention_kernel", "bf16", {"VECTOR": True, "BLOCK_M": 64}),
-    "attention, keys shared out": ("rope_attention.attention_kernel", "bf16", {"SPLIT": True, "CAP": True}),
+    "attention": ("attention_launch.attention_kernel", "bf16", {"VECTOR": True, "BLOCK_M": 64}),
+    "attention, keys shared out": ("attention_launch.attention_kernel", "bf16", {"SPLIT": True, "CAP": True}),
     "attention in float32": (
-        "rope_attention.attention_kernel", "fp32", {"DOT": tl.float32, "VALUE": tl.float32, "PRECISION": "ieee"}
+        "attention_launch.attention_kernel", "fp32", {"DOT": tl.float32, "VALUE": tl.float32, "PRECISION": "ieee"}
     ),
     "shares joined": ("softmax.combine_kernel", "fp32", {}),
 }  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_gpus_code_writes_outputs_and_shares_of_them_alone(name, dtype, change
 
 #: Those whose every tile is of tensors that VECTOR speaks of.
 EVEN = [f"{module}.{name}" for module, name in (
-    ("rope_qk", "qk_kernel"), ("rope_attention", "attention_kernel"),
+    ("rope_qk", "qk_kernel"), ("attention_launch", "attention_kernel"),
     ("rope_attention_backward", "query_gradient_kernel"), ("rope_attention_backward", "key_gradient_kernel"),
 )]  # fmt: skip
 
@@ -149,11 +149,15 @@ MUTANTS = {
         "rope_qk", "    k1 = tl.trans(k1)", f"    tl.store(out_ptr + {ROTATED}, k1)\n    k1 = tl.trans(k1)", None
     ),
     "every rotated tile of k into v": (
-        "rope_attention", "        s = tl.dot(q2,", f"        tl.store(v_ptr + {ROTATED}, k2)\n        s = tl.dot(q2,",
+        "attention_launch",
+        "        s = tl.dot(q2,",
+        f"        tl.store(v_ptr + {ROTATED}, k2)\n        s = tl.dot(q2,",
         "v_ptr",
     ),
     "rotated q into sums of weights": (
-        "rope_attention", "    units =", "    tl.store(total_ptr + tl.arange(0, BLOCK_M), tl.sum(q1, 1))\n    units =",
+        "attention_launch",
+        "    units =",
+        "    tl.store(total_ptr + tl.arange(0, BLOCK_M), tl.sum(q1, 1))\n    units =",
         "total_ptr",
     ),
 }  # fmt: skip
@@ -266,7 +270,7 @@ def test_tiles_are_powers_of_two_of_16_and_more():
     for dtype, half in itertools.product(TL_DTYPES, range(1, MAX_WIDTH // 2 + 1)):
         for packed in (1, 16, 17, 10**6):
             tiles.append(MODULES["rope_qk"].choose_tiles(half, dtype, packed))
-            tiles += [MODULES["rope_attention"].choose_tiles(half, v, dtype, packed) for v in (0, 64, 256)]
+            tiles += [MODULES["attention_launch"].choose_tiles(half, v, dtype, packed) for v in (0, 64, 256)]
         tiles.append(MODULES["rope_qk_backward"].choose_tiles(half, dtype))
         tiles += [MODULES["rope_attention_backward"].choose_tiles(half, v, dtype) for v in (0, 64, 256)]
         assert block_of(half) >= max(half, 16)

@@ -125,7 +125,7 @@ def test_shared_keys_are_judged_as_strictly_as_others(tmp_path):
     path.write_text(
         "import importlib\n"
         "from kernels.pinned import pinned\n"
-        "module = importlib.import_module('kernels.rope_attention')\n"
+        "module = importlib.import_module('kernels.attention_launch')\n"
         "module.choose_splits = lambda programs, tiles: 3\n"
         "ModelNew = pinned('rope_attention', 'attention=16x16x4x1')\n"
     )

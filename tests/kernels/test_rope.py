@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 import kernels
 from fuzzrope.interpreter.engine import Engine
-from kernels import reference
+from kernels import launch, reference
 from kernels.forms import Meta
 from kernels.launch import INT32_MAX, TL_DTYPES, choose_tile
 from kernels.rope import make_plan, rope
@@ -143,23 +143,29 @@ class Launches:
         return lambda *args, **kwargs: self.calls.append((grid, args, kwargs))
 
 
+def forget() -> None:
+    """What was launched before, by plans that know what is ready."""
+    MODULE.make_plan.cache_clear()
+    MODULE.plan_by_facts.cache_clear()
+
+
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """kernels.rope believes that it can launch, and launches nothing."""
     recorder = Launches()
-    MODULE.make_plan.cache_clear()  # of what was launched before
+    forget()
     monkeypatch.setattr(MODULE, "can_launch", lambda device: True)
-    monkeypatch.setattr(LAUNCHING, "COMPILED", {})
+    monkeypatch.setattr(launch, "COMPILED", {})
     monkeypatch.setattr(LAUNCHING, "rope_kernel", recorder)
-    monkeypatch.setattr(LAUNCHING, "current_device", lambda: 0)
+    monkeypatch.setattr(launch, "current_device", lambda: 0)
     return recorder
 
 
 @pytest.fixture
 def on_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """kernels.rope launches on the CPU engine, for the first time."""
-    MODULE.make_plan.cache_clear()
-    monkeypatch.setattr(LAUNCHING, "COMPILED", {})
+    forget()
+    monkeypatch.setattr(launch, "COMPILED", {})
     monkeypatch.setattr(MODULE, "can_launch", lambda device: True)
     return engine
 
@@ -191,14 +197,6 @@ def test_what_was_launched_before_goes_to_the_driver_without_being_bound_again(
     assert len(bound) == 4
     assert [launch["kernel"] for launch in on_engine.launches] == ["rope_kernel"] * 10
     assert on_engine.accesses == {}
-
-
-def test_another_device_gets_a_kernel_of_its_own(on_engine: Engine, monkeypatch: pytest.MonkeyPatch):
-    tensors = list(inputs(torch.float32).values())
-    for number in (0, 1, 0, 1):
-        monkeypatch.setattr(LAUNCHING, "current_device", lambda number=number: number)
-        rope(*tensors)
-    assert {variant[0] for variant in LAUNCHING.COMPILED} == {0, 1}
 
 
 def gradients(function: Callable, wanted: tuple[str, ...], layout: str) -> list[torch.Tensor]:
@@ -469,7 +467,7 @@ def test_the_odd_stride_of_a_dimension_of_size_one_does_not_widen_the_indices():
     table = meta((1, 2), (2**33, 1))
     plan = make_plan(odd, odd, table, table)
     assert not plan.launch.constants["WIDE"]
-    assert max(plan.launch.arguments) <= INT32_MAX
+    assert max(plan.launch.prepared.numbers) <= INT32_MAX
 
 
 # Wide loads
