@@ -93,7 +93,11 @@ def cli() -> None:
 @cli.command()
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @click.option("--max-examples", type=click.IntRange(1), help="Cases to draw for a target.")
-@click.option("--max-time", type=click.FloatRange(0, min_open=True), help="Seconds for a target.")
+@click.option(
+    "--max-time",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for a target; minimizing what was found may take 60 more.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Same seed, same cases; random if not given, 0 in CI.")
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
 @click.option("--engine", type=click.Choice(ENGINES), default="ttir", show_default=True)
