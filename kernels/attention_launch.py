@@ -38,6 +38,7 @@ from kernels.tiles import (
     packed_rows,
     program,
     seen_from,
+    whole_tiles,
 )
 from kernels.tiling import SHIPPED, Pins, Tiles
 
@@ -90,34 +91,55 @@ def attention_kernel(
         share = tl.cdiv(tl.maximum(last_tile - first_tile, 0), splits)
         first_tile += split * share
         last_tile = tl.minimum(first_tile + share, last_tile)
-    units = (scale * LOG2_E).to(WORK)  # scores are held in units of log 2, for exp2
+    whole_from, whole_to = whole_tiles(
+        start, rows, group, keys, first_shift, last_shift, first_tile, last_tile, BLOCK_M, BLOCK_N
+    )
+    units = (tl.abs(scale) * LOG2_E).to(WORK)  # scores are held in units of log 2, for exp2
+    if scale < 0:
+        q1 = -q1
+        q2 = -q2
     top = tl.full([BLOCK_M], -float("inf"), WORK)
     total = tl.zeros([BLOCK_M], WORK)
     o = tl.zeros([BLOCK_M, BLOCK_V], SUM)
-    for tile in range(first_tile, last_tile):
-        start_n = tile * BLOCK_N
-        k1, k2 = load_keys(
-            k_ptr, cos_ptr, sin_ptr, start_n, n, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
-            WORK, DOT, VECTOR, WIDE, BLOCK_D,
-        )  # fmt: skip
-        s = tl.dot(q2, tl.trans(k2), input_precision=PRECISION, out_dtype=WORK)
-        s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION, out_dtype=WORK)
-        if CAP:
-            t, _ = capped(s * scale.to(WORK), cap.to(WORK))
-            s = t * (cap * LOG2_E).to(WORK)
-        else:
-            s = s * units
-        j = (start_n + n)[None, :]
-        s = tl.where((j >= low[:, None]) & (j < high[:, None]), s, -float("inf"))
-        best = tl.maximum(top, tl.max(s, 1))
-        known = finite_or_zero(best)
-        p = tl.exp2(s - known[:, None])
-        alpha = tl.exp2(top - known)
-        total = total * alpha + tl.sum(p, 1)
-        v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
-        o = o * alpha[:, None].to(SUM)
-        o = tl.dot(p.to(VALUE), factor(v, VALUE), o, input_precision=PRECISION, out_dtype=SUM)
-        top = best
+    for EDGES in tl.static_range(2):  # tiles that are seen whole, then those that have to be masked
+        begin = whole_from
+        end = whole_to
+        if EDGES:
+            begin = first_tile
+            end = last_tile - (whole_to - whole_from)
+        for turn in range(begin, end):
+            tile = turn
+            if EDGES:
+                tile = tl.where(turn < whole_from, turn, turn + (whole_to - whole_from))
+            start_n = tile * BLOCK_N
+            k1, k2 = load_keys(
+                k_ptr, cos_ptr, sin_ptr, start_n, n, keys, half, k_s, k_d, cos_s, cos_d, sin_s, sin_d,
+                WORK, DOT, VECTOR, WIDE, BLOCK_D,
+            )  # fmt: skip
+            s = tl.dot(q2, tl.trans(k2), input_precision=PRECISION, out_dtype=WORK)
+            s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION, out_dtype=WORK)
+            if CAP:
+                t, _ = capped(s * tl.abs(scale).to(WORK), cap.to(WORK))
+                s = t * (cap * LOG2_E).to(WORK)
+            if EDGES:
+                if not CAP:
+                    s = s * units
+                j = (start_n + n)[None, :]
+                s = tl.where((j >= low[:, None]) & (j < high[:, None]), s, -float("inf"))
+            if CAP or EDGES:
+                best = tl.maximum(top, tl.max(s, 1))
+                known = finite_or_zero(best)
+                p = tl.exp2(s - known[:, None])
+            else:  # scaled and subtracted at once
+                best = tl.maximum(top, tl.max(s, 1) * units)
+                known = finite_or_zero(best)
+                p = tl.exp2(s * units - known[:, None])
+            alpha = tl.exp2(top - known)
+            total = total * alpha + tl.sum(p, 1)
+            v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
+            o = o * alpha[:, None].to(SUM)
+            o = tl.dot(p.to(VALUE), factor(v, VALUE), o, input_precision=PRECISION, out_dtype=SUM)
+            top = best
     if SPLIT:
         head += split.to(tl.int64) * batch * heads
         tl.store(total_ptr + head * group * rows + first + (g * rows + local), total, mask=there)

@@ -24,6 +24,7 @@ from kernels.tiling import SHIPPED, Pins, Tiles, pick
 MAX_OFFSET = 2**40
 MAX_SCALE, MAX_CAP = 2.0**60, 2.0**20
 MAX_WIDTH = 256  # wider heads fit no shared memory
+MOST_HEADS = 512  # of a group, whose packed rows are told apart without a division
 
 Form = torch.Tensor | Meta
 
@@ -200,7 +201,7 @@ def strides_of(x: Form) -> Ints:
 
 
 def is_wide(problem: Problem, tiles: Tiles, q: Sequence[Ints], k: Sequence[Ints], width: int) -> bool:
-    """Whether indices within a tile, its masked lanes included, need 64 bits.
+    """Whether indices within a tile, its masked lanes included, need 64 bits, or a group a division.
 
     q and k are strides (batch, head, row, column) of tensors whose rows are packed, and of those of keys; ``width``
     is the largest number of columns of any.
@@ -212,7 +213,7 @@ def is_wide(problem: Problem, tiles: Tiles, q: Sequence[Ints], k: Sequence[Ints]
         farthest = max(farthest, max(local, tiles.keys) * row + width * column)
     for strides in q:
         farthest = max(farthest, sum(map(mul, (problem.group - 1, local, width), strides[1:])))
-    return farthest > INT32_MAX
+    return farthest > INT32_MAX or problem.group > MOST_HEADS
 
 
 def are_even(strides: Sequence[Ints], widths: Sequence[int]) -> bool:

@@ -30,21 +30,35 @@ from kernels.tiles import (
     program,
     row_tiles,
     seen_from,
+    sees_all,
+    whole_tiles,
 )
 from kernels.tiling import Tiles
 
 
 @triton.jit
-def weights_and_slopes(s, seen, lse, scale, cap, WORK: tl.constexpr, CAP: tl.constexpr):
-    """exp(score - lse) of products s, 0 where not seen; and the slope of a score by its scaled product."""
+def weights_and_slopes(s, whole, seen, lse, scale, cap, WORK: tl.constexpr, CAP: tl.constexpr):
+    """exp(score - lse) of products s, 0 where not seen; and the slope of a score by its scaled product.
+
+    Where the ``whole`` tile is seen, nothing is looked up.
+    """
     if CAP:
         t, slope = capped(s * scale.to(WORK), cap.to(WORK))
         s = t * (cap * LOG2_E).to(WORK)
     else:
         s = s * (scale * LOG2_E).to(WORK)
         slope = 1.0
-    s = tl.where(seen, s, -float("inf"))
+    if not whole:
+        s = tl.where(seen, s, -float("inf"))
     return tl.exp2(s - finite_or_zero(lse * LOG2_E)), slope
+
+
+@triton.jit
+def masked(ds, whole, seen):
+    """ds, 0 where not seen."""
+    if not whole:
+        ds = tl.where(seen, ds, 0.0)
+    return ds
 
 
 @triton.jit(do_not_specialize=range(13, 47), do_not_specialize_on_alignment=range(13))
@@ -99,6 +113,9 @@ def query_gradient_kernel(
     tl.store(delta_ptr + at + lanes, delta, mask=there)
     low, high = seen_from(first + local, there, keys, first_shift, last_shift)
     first_tile, last_tile = key_tiles(start, rows, group, keys, first_shift, last_shift, BLOCK_M, BLOCK_N)
+    whole_from, whole_to = whole_tiles(
+        start, rows, group, keys, first_shift, last_shift, first_tile, last_tile, BLOCK_M, BLOCK_N
+    )
     dq1 = tl.zeros([BLOCK_M, BLOCK_D], WORK)
     dq2 = tl.zeros([BLOCK_M, BLOCK_D], WORK)
     for tile in range(first_tile, last_tile):
@@ -111,12 +128,13 @@ def query_gradient_kernel(
         s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION, out_dtype=WORK)
         j = (start_n + n)[None, :]
         seen = (j >= low[:, None]) & (j < high[:, None])
-        p, slope = weights_and_slopes(s, seen, lse[:, None], scale, cap, WORK, CAP)
+        whole = (tile >= whole_from) & (tile < whole_to)
+        p, slope = weights_and_slopes(s, whole, seen, lse[:, None], scale, cap, WORK, CAP)
         dp = tl.zeros([BLOCK_M, BLOCK_N], GRAD)
         if USED:
             v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
             dp = tl.dot(do, tl.trans(factor(v, OUT)), input_precision=PRECISION, out_dtype=GRAD)
-        ds = tl.where(seen, p * (dp - delta[:, None]) * slope, 0.0).to(DOT)
+        ds = masked(p * (dp - delta[:, None]) * slope, whole, seen).to(DOT)
         dq1 = tl.dot(ds, k1, dq1, input_precision=PRECISION, out_dtype=WORK)
         dq2 = tl.dot(ds, k2, dq2, input_precision=PRECISION, out_dtype=WORK)
     dq1 = dq1 * scale.to(WORK)
@@ -186,14 +204,15 @@ def key_gradient_kernel(
         s = tl.dot(k1, tl.trans(q1), s, input_precision=PRECISION, out_dtype=WORK)
         low, high = seen_from(first + local, there, keys, first_shift, last_shift)
         seen = (j >= low[None, :]) & (j < high[None, :])
-        p, slope = weights_and_slopes(s, seen, lse[None, :], scale, cap, WORK, CAP)
+        whole = sees_all(tile * BLOCK_M, rows, group, start_n, first_shift, last_shift, BLOCK_M, BLOCK_N)
+        p, slope = weights_and_slopes(s, whole, seen, lse[None, :], scale, cap, WORK, CAP)
         dp = tl.zeros([BLOCK_N, BLOCK_M], GRAD)
         if USED:
             do = load_rows(do_ptr, first, local * do_s + g * do_h, there, width_v, do_s, do_d, VECTOR, WIDE, BLOCK_V)
             do = factor(do, OUT)
             dv = tl.dot(p.to(OUT), do, dv, input_precision=PRECISION, out_dtype=GRAD)
             dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=GRAD)
-        ds = tl.where(seen, p * (dp - delta[None, :]) * slope, 0.0).to(DOT)
+        ds = masked(p * (dp - delta[None, :]) * slope, whole, seen).to(DOT)
         dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION, out_dtype=WORK)
         dk2 = tl.dot(ds, q2, dk2, input_precision=PRECISION, out_dtype=WORK)
     dk1 = dk1 * scale.to(WORK)

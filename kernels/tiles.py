@@ -14,10 +14,17 @@ from kernels.rotation import cells, load_rotated, rows_at
 
 @triton.jit
 def packed_rows(start, rows, group, BLOCK_M: tl.constexpr, WIDE: tl.constexpr):
-    """(first row i, rows counted from it, heads of the group, which are there) of packed rows from ``start``."""
-    r = start + lanes_of(BLOCK_M, WIDE)
+    """(first row i, rows counted from it, heads of the group, which are there) of packed rows from ``start``.
+
+    Hardware divides in some twenty steps. Lanes that need no 64 bits are multiplied by 2^20 / group, rounded up, and
+    cut: exact where (group + BLOCK_M) * group < 2^20, so :func:`kernels.fused.is_wide` says that others do need them.
+    """
     first = start // group
-    return first, r // group - first, r % group, r < rows * group
+    lane = (start - first * group) + lanes_of(BLOCK_M, WIDE)
+    row = lane // group
+    if not WIDE:
+        row = lane * ((1048575 + group) // group) >> 20
+    return first, row, lane - row * group, start + lanes_of(BLOCK_M, WIDE) < rows * group
 
 
 @triton.jit
@@ -99,6 +106,27 @@ def key_tiles(start, rows, group, keys, first_shift, last_shift, BLOCK_M: tl.con
     low = tl.maximum(start // group + first_shift + 1, 0) // BLOCK_N
     high = tl.cdiv(tl.minimum(last_row + last_shift + 1, keys), BLOCK_N)
     return low, high
+
+
+@triton.jit
+def whole_tiles(
+    start, rows, group, keys, first_shift, last_shift, first_tile, last_tile,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Of these tiles of keys, from one up to another, those of which rows of a tile of packed rows see every key."""
+    last_row = (tl.minimum(start + BLOCK_M, rows * group) - 1) // group
+    low = tl.cdiv(tl.maximum(last_row + first_shift + 1, 0), BLOCK_N)
+    high = tl.maximum(tl.minimum(start // group + last_shift + 1, keys), 0) // BLOCK_N
+    low = tl.minimum(tl.maximum(low, first_tile), last_tile)
+    return low, tl.maximum(tl.minimum(high, last_tile), low)
+
+
+@triton.jit
+def sees_all(start, rows, group, start_n, first_shift, last_shift, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether a tile of packed rows is all there, and each of them sees every key of a tile that is there."""
+    last_row = (start + BLOCK_M - 1) // group
+    there = start + BLOCK_M <= rows * group
+    return there & (start_n > last_row + first_shift) & (start_n + BLOCK_N - 1 <= start // group + last_shift)
 
 
 @triton.jit

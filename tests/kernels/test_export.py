@@ -203,13 +203,15 @@ def test_the_judge_finds_nothing_in_the_methods_at_the_strict_level(file: Path, 
         ("rope_qk", "dk2 = (dk2 * scale.to(SUM)).to(WORK)", "dk2 = dk2.to(WORK)"),
         ("rope_attention", "total = total * alpha + tl.sum(p, 1)", "total = total + tl.sum(p, 1)"),
         ("rope_attention", "delta = -dlse.to(GRAD)", "delta = dlse.to(GRAD)"),
+        ("rope_attention", "return low, tl.maximum(tl.minimum(high, last_tile), low)", "return low, last_tile"),
+        ("rope_qk", "if first + last_shift < start_n + BLOCK_N - 1:", "if first + last_shift < start_n:"),
     ],
 )
 def test_the_judge_finds_mistakes_in_the_methods(file: Path, tmp_path: Path, operation: str, line: str, wrong: str):
     text = file.read_text()
     assert text.count(line) == 1
     events = judged(with_method(file, tmp_path, operation, text.replace(line, wrong)), operation, 150)
-    assert {event.finding.kind for event in events if isinstance(event, Seen)} & {"mismatch", "gradient"}
+    assert {event.finding.kind for event in events if isinstance(event, Seen)} & {"mismatch", "nonfinite", "gradient"}
 
 
 def test_the_judge_finds_a_mistake_in_such_a_file(file: Path, tmp_path: Path):

@@ -150,8 +150,8 @@ MUTANTS = {
     ),
     "every rotated tile of k into v": (
         "attention_launch",
-        "        s = tl.dot(q2,",
-        f"        tl.store(v_ptr + {ROTATED}, k2)\n        s = tl.dot(q2,",
+        "            s = tl.dot(q2,",
+        f"            tl.store(v_ptr + {ROTATED}, k2)\n            s = tl.dot(q2,",
         "v_ptr",
     ),
     "rotated q into sums of weights": (
