@@ -27,7 +27,7 @@ from kernels.fused import (
 )
 from kernels.launch import TL_DTYPES, Prepared, ceil_div, resolved, start_even
 from kernels.rotation import cells, factor, rows_at
-from kernels.softmax import COMBINED_ROWS, LN_2, LOG2_E, capped, choose_splits, combine_kernel, finite_or_zero
+from kernels.softmax import COMBINED_ROWS, LEAST, LN_2, LOG2_E, capped, choose_splits, combine_kernel, level
 from kernels.tiles import (
     columns,
     key_tiles,
@@ -94,10 +94,15 @@ def attention_kernel(
     whole_from, whole_to = whole_tiles(
         start, rows, group, keys, first_shift, last_shift, first_tile, last_tile, BLOCK_M, BLOCK_N
     )
-    units = (tl.abs(scale) * LOG2_E).to(WORK)  # scores are held in units of log 2, for exp2
     if scale < 0:
         q1 = -q1
         q2 = -q2
+    # Scores are subtracted before they are scaled to units of log 2, for exp2: a multiply-add that scaled first would
+    # not round what is subtracted alike, which tells for scores beyond 2^30. No scale is 0: hidden scores are -inf.
+    slope = tl.abs(scale)
+    if CAP:
+        slope = cap
+    units = tl.maximum(slope * LOG2_E, LEAST).to(WORK)
     top = tl.full([BLOCK_M], -float("inf"), WORK)
     total = tl.zeros([BLOCK_M], WORK)
     o = tl.zeros([BLOCK_M, BLOCK_V], SUM)
@@ -119,22 +124,14 @@ def attention_kernel(
             s = tl.dot(q2, tl.trans(k2), input_precision=PRECISION, out_dtype=WORK)
             s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION, out_dtype=WORK)
             if CAP:
-                t, _ = capped(s * tl.abs(scale).to(WORK), cap.to(WORK))
-                s = t * (cap * LOG2_E).to(WORK)
+                s, _ = capped(s * tl.abs(scale).to(WORK), cap.to(WORK))
             if EDGES:
-                if not CAP:
-                    s = s * units
                 j = (start_n + n)[None, :]
                 s = tl.where((j >= low[:, None]) & (j < high[:, None]), s, -float("inf"))
-            if CAP or EDGES:
-                best = tl.maximum(top, tl.max(s, 1))
-                known = finite_or_zero(best)
-                p = tl.exp2(s - known[:, None])
-            else:  # scaled and subtracted at once
-                best = tl.maximum(top, tl.max(s, 1) * units)
-                known = finite_or_zero(best)
-                p = tl.exp2(s * units - known[:, None])
-            alpha = tl.exp2(top - known)
+            best = tl.maximum(top, tl.max(s, 1))
+            known = level(best, units)
+            p = tl.exp2((s - known[:, None]) * units)
+            alpha = tl.exp2((top - known) * units)
             total = total * alpha + tl.sum(p, 1)
             v = load_rows(v_ptr, start_n, n * v_s, start_n + n < keys, width_v, v_s, v_d, VECTOR, WIDE, BLOCK_V)
             o = o * alpha[:, None].to(SUM)
@@ -143,11 +140,11 @@ def attention_kernel(
     if SPLIT:
         head += split.to(tl.int64) * batch * heads
         tl.store(total_ptr + head * group * rows + first + (g * rows + local), total, mask=there)
-        lse = top
+        lse = top * units
     else:
         whole = tl.where(total == 0, 1.0, total)  # a row without keys: o = 0, lse = -inf
         o = o / whole[:, None].to(SUM)
-        lse = (top + tl.log2(whole)) * LN_2
+        lse = (top * units + tl.log2(whole)) * LN_2
     tl.store(lse_ptr + head * group * rows + first + (g * rows + local), lse, mask=there)
     dv = columns(BLOCK_V, WIDE)
     o_rows = rows_at(o_ptr + head * group * rows * width_v, first, width_v, (g * rows + local) * width_v, VECTOR)

@@ -12,6 +12,7 @@ MOST_SPLITS = 128
 COMBINED_ROWS = 4  # rows that a program of the second kernel joins
 LOG2_E = tl.constexpr(1.4426950408889634)  # a variable of a kernel would have 32 bits
 LN_2 = tl.constexpr(0.6931471805599453)
+LEAST = tl.constexpr(2.0**-149)  # the smallest number of float32
 
 
 @triton.jit
@@ -27,6 +28,14 @@ def capped(s, cap):
 def finite_or_zero(top):
     """The largest score, or 0 of a row that has seen none: something to subtract."""
     return tl.where(top == -float("inf"), 0.0, top)
+
+
+@triton.jit
+def level(top, units):
+    """What to subtract from scores of which the largest is top: 0 where none was seen, NaN if scaled it overflows."""
+    scaled = top * units
+    beyond = (scaled == float("inf")) | ((scaled == -float("inf")) & (top != -float("inf")))
+    return tl.where(beyond, float("nan"), finite_or_zero(top))
 
 
 @triton.jit(do_not_specialize=range(5, 8), do_not_specialize_on_alignment=range(5))
