@@ -160,3 +160,35 @@ def test_the_models_methods_are_the_functions_and_it_has_no_state(launching):
     assert all(map(torch.equal, found, attention.ours(*attention.inputs(), **options)))
     with pytest.raises(TypeError):
         model.scores(*scores.inputs(), window=3)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0, 1e-40, -1e-30])
+def test_a_scale_that_is_next_to_nothing_weighs_all_keys_alike_but_those_that_are_hidden(launching, scale):
+    call = Call("rope_attention", rows=20, keys=20, options={"causal": True, "scale": scale, "return_lse": True})
+    assert worst(call) < 3e-5
+
+
+@pytest.mark.parametrize("scale", [1e9, -1e9, 2.0**60])
+def test_scores_too_large_for_exact_differences_leave_the_best_key_alone(launching, scale):
+    call = Call("rope_attention", rows=20, keys=20, options={"scale": scale})
+    q, k, v, cos, sin = call.inputs()
+    o = call.ours(q, k, v, cos, sin, scale=scale)
+    spread = v.amax(2, keepdim=True), v.amin(2, keepdim=True)
+    assert o.isfinite().all()
+    assert (o <= spread[0].repeat_interleave(q.shape[1] // v.shape[1], 1) + 1e-5).all()
+    assert (o >= spread[1].repeat_interleave(q.shape[1] // v.shape[1], 1) - 1e-5).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("keys", [3, 64])
+def test_scores_that_are_infinite_once_they_are_scaled_make_nan(launching, keys, sign):
+    """With 64 keys whole tiles are seen, with 3 edges alone."""
+    q, k, v = torch.full((1, 1, 32, 2), 1e18), torch.full((1, 1, keys, 2), 1e18), torch.ones(1, 1, keys, 2)
+    one, zero = torch.ones(64, 1), torch.zeros(64, 1)
+    call = Call("rope_attention")
+    o, lse = call.ours(q, sign * k, v, one, zero, scale=sign * 2.0, return_lse=True)  # 2e36 fits
+    assert torch.equal(o, torch.ones_like(o))
+    assert lse.isfinite().all()
+    o, lse = call.ours(q, sign * k, v, one, zero, scale=sign * 2.0**20, return_lse=True)
+    assert o.isnan().all()
+    assert not lse.isfinite().any()
