@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fuzzrope.interpreter import access, arithmetic, control, floats, functions, shapes
+from fuzzrope.interpreter import access, arithmetic, control, floats, functions, gluon, hopper, shapes
 from fuzzrope.interpreter.ir import Func, Module
 from fuzzrope.interpreter.translate import Generated, Translator
 from fuzzrope.interpreter.values import Val
 
 #: Importing them registers what operations become.
-DIALECTS = (access, arithmetic, control, floats, functions, shapes)
+DIALECTS = (access, arithmetic, control, floats, functions, gluon, hopper, shapes)
 
 
 def translate(module: Module, checked: bool = False) -> Generated:
@@ -26,5 +26,8 @@ def translate(module: Module, checked: bool = False) -> Generated:
         code = "0" if kind.elem == "ptr" else f"a{i}"
         translator.env[number] = Val(code, kind, True, (), root, const=kind.elem == "ptr")
     translator.act = "act"
+    if hopper.share_memory(module):
+        translator.alone = True
+        translator.line("rt.watch_warps()")
     functions.function(translator, entry)
     return translator.finish(args, control.must_be_ordered(module))

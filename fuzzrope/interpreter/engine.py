@@ -21,15 +21,17 @@ from triton.runtime.jit import JITFunction
 
 from fuzzrope.interpreter.areas import Area
 from fuzzrope.interpreter.arguments import program_ids, scalar
+from fuzzrope.interpreter.debugging import DeviceAssertError
 from fuzzrope.interpreter.descriptors import Descriptor
 from fuzzrope.interpreter.frontend import Variant
 from fuzzrope.interpreter.ir import Type
-from fuzzrope.interpreter.machine import DeviceAssertError, Machine
+from fuzzrope.interpreter.machine import Machine
 from fuzzrope.interpreter.places import caller
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
 from fuzzrope.interpreter.races import Log
 from fuzzrope.interpreter.resources import LIMIT, shared_bytes
 from fuzzrope.interpreter.translate import UnknownOperationError
+from fuzzrope.interpreter.warps import DeadlockError
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MEMORY = 2**30  # bytes that the values of one chunk may take
@@ -116,8 +118,8 @@ class Engine:
 
     def compile(self, src: Any, target: Any = None, options: Any = None, _env_vars: Any = None) -> Kernel:
         """What Triton calls instead of its compiler."""
-        if type(src) is not ASTSource:
-            raise Unsupported(f"the CPU engine runs Triton kernels, not {type(src).__name__}")
+        if not isinstance(src, ASTSource):  # Gluon's kernels are of a kind of it
+            raise Unsupported(f"the CPU engine runs kernels from their source, not {type(src).__name__}")
         target = target or triton.runtime.driver.active.get_current_target()
         variant = Variant(src, target, dict(options or {}))
         kernel = Kernel(self, src, variant, dict(options or {}))
@@ -227,7 +229,7 @@ class Kernel:
     @property
     def asm(self) -> dict[str, str]:
         """The IR; nothing later is made here."""
-        return {"ttir": self.variant.text}
+        return {self.variant.stage: self.variant.text}
 
     def _init_handles(self) -> None:
         """Triton's own kernels load their binary here."""
@@ -295,12 +297,12 @@ class Kernel:
         program.share(areas)
         chunk = program.chunk(programs, engine.memory)
         for first in range(0, programs, chunk):
-            machine.first, machine.count = first, min(chunk, programs - first)
+            machine.begin(first, min(chunk, programs - first))
             if machine.ordered:
                 machine.log.next_program()
             try:
                 function(machine, None, program_ids(grid, first, machine.count), *values)
-            except (DeviceAssertError, MemoryError):
+            except (DeadlockError, DeviceAssertError, MemoryError):
                 raise
             except Exception as error:  # the engine's own fault, likewise
                 raise Unsupported(f"the CPU engine failed in {name}: {type(error).__name__}: {error}") from error

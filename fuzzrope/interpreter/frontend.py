@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import triton
 from triton._C.libtriton import ir as mlir
+from triton.backends.compiler import Language
 from triton.compiler.compiler import ASTSource, filter_traceback, make_backend
 from triton.runtime.cache import get_cache_manager
 
@@ -49,13 +50,15 @@ class Variant:
         parts += (getattr(code, "co_filename", ""),)
         self.key = hashlib.sha256("\x00".join(map(str, parts)).encode()).hexdigest()
         self.name = src.name[:100]
+        # Gluon's kernels have layouts from the start: what Triton's own have before they get any is skipped.
+        self.stage = "ttgir" if src.language is Language.GLUON else "ttir"
         self._text: str | None = None
 
     @property
     def text(self) -> str:
         """Its IR."""
         if self._text is None:
-            stored = self.cached("ttir", lambda: self.lowered("ttir", str).encode())
+            stored = self.cached(self.stage, lambda: self.lowered(self.stage, str).encode())
             self._text = stored.decode()
         return self._text
 

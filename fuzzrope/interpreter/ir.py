@@ -17,10 +17,10 @@ class IrError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A value's type: element name (``f32``, ``i1``, ``ptr``, ``desc``), logical shape, what it points to.
+    """A value's type: element name (``f32``, ``i1``, ``ptr``, ``desc``, ``piece``), logical shape, what it points to.
 
-    Scalars have ``shape`` None; ``to`` is the element of a pointer or descriptor, ``block`` a descriptor's
-    block shape.
+    Scalars have ``shape`` None; ``to`` is the element of a pointer, a descriptor or a piece of shared memory,
+    ``block`` the shape of a descriptor's block or of a piece.
     """
 
     elem: str
@@ -127,6 +127,9 @@ def read_type(text: str) -> Type:
         inner = text[15:-1]
         block = read_type(inner if inner.startswith("tensor<") else f"tensor<{inner}>")
         return Type("desc", None, block.elem, block.shape or ())
+    if text.startswith("!ttg.memdesc<"):
+        piece = read_type(f"tensor<{text[13:-1].partition(', #')[0]}>")
+        return Type("piece", None, piece.elem, piece.shape or ())
     return Type(text[1:] if text[:2] in ("si", "ui") else text)
 
 
@@ -211,7 +214,20 @@ class _Reader:
         op = Op(name, results, _NAME.findall(head), head, attrs, types, strings, place)
         if opens:
             self.regions(op)
+        elif name == "ttg.warp_specialize":
+            self.roles(op)
         return op
+
+    def roles(self, op: Op) -> None:
+        """Read the regions that warps of different roles run; each has a line of its own to open it."""
+        while (head := self.lines[self.at].strip()).startswith(("default", "partition")):
+            self.at += 1
+            args = _ARG.findall(_INLINE_PLACE.sub("", head).partition("(")[2].rpartition(") num_warps")[0])
+            blocks, end = self.region()
+            blocks[0].args = [(name, read_type(kind)) for name, kind in args]
+            op.regions.append(blocks)
+            if (match := _PLACE.search(end)) is not None:
+                op.place = match[1]
 
     def regions(self, op: Op) -> None:
         """Read the regions of an operation and what stands on its closing line."""

@@ -17,10 +17,13 @@ import numpy as np
 from fuzzrope.interpreter import formats
 from fuzzrope.interpreter.areas import Area, Lens, memory
 from fuzzrope.interpreter.atomics import Atomics
+from fuzzrope.interpreter.debugging import Debugging
 from fuzzrope.interpreter.descriptors import Descriptors
 from fuzzrope.interpreter.races import Log
+from fuzzrope.interpreter.shared import Copy, SharedMemory
 from fuzzrope.interpreter.strays import Strays
 from fuzzrope.interpreter.values import BITS, SMALL_FLOATS, STORED, carried, is_float
+from fuzzrope.interpreter.warps import Warps
 
 Array = np.ndarray
 _U64 = np.dtype(np.uint64)
@@ -32,10 +35,6 @@ def _widened(off: Array, shape: tuple[int, ...]) -> Array:
     if all(n <= m or n == 1 for n, m in zip(shape, off.shape, strict=True)):
         return off
     return np.broadcast_to(off, np.broadcast_shapes(off.shape, shape))
-
-
-class DeviceAssertError(RuntimeError):
-    """A ``device_assert`` of the kernel failed."""
 
 
 def _undefined(elem: str) -> Any:
@@ -57,12 +56,12 @@ class Anywhere:
     name = "?"
 
 
-class Machine(Atomics, Descriptors, Strays):
+class Machine(Atomics, Debugging, Descriptors, SharedMemory, Strays, Warps):
     """One launch.
 
     Attributes:
         grid: programs in x, y and z.
-        first: linear number of the chunk's first program; ``count`` programs run.
+        first: linear number of the chunk's first program; ``count`` of its ``chunk`` programs run.
         report: called with what happened (``out_of_bounds``, ``uninitialized``, ``overflow``), the site,
             a description and the number of lanes.
     """
@@ -71,13 +70,19 @@ class Machine(Atomics, Descriptors, Strays):
 
     def __init__(self, grid: tuple[int, int, int], sites: list[Any], report: Reporter) -> None:
         self.grid, self.sites, self.report = grid, sites, report
-        self.first, self.count = 0, 1
+        self.begin(0, 1)
         self.ordered = False
         self.lanes: Array | None = None
         self._masks: dict[int, tuple[Array, bool]] = {}
         self.areas: list[Area] = []
         self.reachable: Callable[[], list[Area]] = list
         self.log = Log(self)
+
+    def begin(self, first: int, count: int) -> None:
+        """Run a chunk of programs next."""
+        self.first, self.count, self.chunk = first, count, count
+        self.copies: list[Copy] = []
+        self.groups = np.zeros(count, np.int64)
 
     # -- describing -----------------------------------------------------------------------------------
 
@@ -326,17 +331,3 @@ class Machine(Atomics, Descriptors, Strays):
         programs = max(len(source), len(index))
         source, index = (np.broadcast_to(x, (programs, *x.shape[1:])) for x in (source, index))
         return np.take_along_axis(source, index.clip(0, extent - 1).astype(np.int64), axis)
-
-    def check(self, site: Any, cond: Any, act: Array | None, text: str) -> None:
-        """``tl.device_assert``."""
-        cond = np.atleast_1d(cond)
-        failed = ~cond
-        m = self.mask(None, act, failed.ndim)
-        if m is not None:
-            failed = failed & m
-        if failed.any():
-            _, program = self._first(failed)
-            raise DeviceAssertError(f"device-side assert triggered: {text} ({site.text()}, {program})")
-
-    def show(self, text: str, act: Array | None) -> None:
-        """``tl.device_print``: what it prints is no part of a kernel's contract, and is dropped."""

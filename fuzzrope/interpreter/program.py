@@ -22,7 +22,7 @@ from fuzzrope.interpreter.dialects import translate
 from fuzzrope.interpreter.ir import Type, read
 from fuzzrope.interpreter.places import frame_of, show
 
-VERSION = "13"  # of everything that is cached: raise it when translation changes
+VERSION = "14"  # of everything that is cached: raise it when translation changes
 CACHED_ELEMENTS = 2**17  # of one value in one chunk: what the second-level cache of a core likes
 
 
@@ -61,7 +61,7 @@ class Program:
         self.function, self.sites = _load(fields)
         self.args = [(name, Type(*kind)) for name, kind in fields["args"]]
         self.bytes_a_program, self.elements = fields["bytes"], fields["elements"]
-        self.ordered = fields["ordered"]
+        self.ordered, self.alone = fields["ordered"], fields["alone"]
         self.stores, self.loads = set(fields["stores"]), set(fields["loads"])
         self._fit = _fit(fields["fit"])
         self._checked: tuple[Run, list[Spot]] | None = None
@@ -83,7 +83,7 @@ class Program:
 
     def chunk(self, programs: int, memory: int) -> int:
         """How many programs run at once, given a cap in bytes on the memory of their values."""
-        if self.ordered:
+        if self.ordered or self.alone:
             return 1
         fitting = min(memory // max(self.bytes_a_program, 1), CACHED_ELEMENTS // self.elements)
         return max(1, min(programs, fitting))
@@ -105,6 +105,7 @@ def pack(text: str, checked: bool = False) -> bytes:
             "bytes": generated.bytes_a_program,
             "elements": generated.elements,
             "ordered": generated.ordered,
+            "alone": generated.alone,
             "stores": tuple(generated.stores),
             "loads": tuple(generated.loads),
             "fit": marshal.dumps(compile(intervals.source(module, resolve(module)), "<generated>", "exec")),

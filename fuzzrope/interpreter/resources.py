@@ -1,9 +1,9 @@
 """Shared memory that a kernel takes on compute capability 9.0: compiled to know it, where it could be too much.
 
 Triton lays shared memory out between its two middle stages. What comes after, LLVM and ptxas, takes ten times as
-long as all before and changes nothing about it, so it is left out. A kernel without products, descriptors and
-pipelined loops has one scratch buffer at a time, for moving or reducing one tensor; if twice its largest tensor
-fits, so does it.
+long as all before and changes nothing about it, so it is left out. A kernel without products, descriptors, pipelined
+loops and buffers of its own has one scratch buffer at a time, for moving or reducing one tensor; if twice its largest
+tensor fits, so does it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _KEPT: tuple[str, ...] = (
     "tt.make_tensor_descriptor",
     "tt.descriptor_load",
     "tt.descriptor_store",
+    "ttg.local_alloc",
 )
 _KEPT += ("tt.descriptor_reduce", "tt.descriptor_gather", "tt.descriptor_scatter")
 

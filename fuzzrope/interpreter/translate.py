@@ -51,8 +51,9 @@ class Generated:
     """A translated kernel: Python source of ``build()``, its namespace, its sites and its appetite.
 
     ``bytes_a_program`` bounds the memory that the values of one program take; ``ordered`` says that
-    programs must run one after another (locks, results of atomic operations); ``stores`` and ``loads``
-    name the arguments written and read, None standing for any.
+    programs must run one after another (locks, results of atomic operations), ``alone`` that they do not run
+    in lockstep (their warps have roles); ``stores`` and ``loads`` name the arguments written and read, None
+    standing for any.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Generated:
     bytes_a_program: int
     elements: int
     ordered: bool
+    alone: bool
     stores: set[str | None]
     loads: set[str | None]
 
@@ -91,6 +93,7 @@ class Translator:
         self.act = "None"
         self.pids = "pids"
         self.combining = False
+        self.alone = self.in_role = False
         self.sites: list[Site] = []
         self.stores: set[str | None] = set()
         self.loads: set[str | None] = set()
@@ -262,12 +265,14 @@ class Translator:
             self.bytes,
             self.elements,
             ordered,
+            self.alone,
             self.stores,
             self.loads,
         )
 
 
 TERMINATORS = {"scf.yield", "scf.condition", "tt.reduce.return", "tt.scan.return", "tt.map_elementwise.return"}
+TERMINATORS |= {"ttg.warp_yield", "ttg.warp_return"}
 
 
 def result_types(op: Op) -> list[Type]:

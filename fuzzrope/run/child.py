@@ -313,7 +313,8 @@ def _where(error: BaseException) -> str:
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         ours = frame.filename.startswith(_OURS) and not frame.filename.startswith(_TARGETS)
-        if "site-packages" not in frame.filename and "<frozen" not in frame.filename and not ours:
+        ours = ours or frame.filename.startswith(("<frozen", "<generated>"))
+        if "site-packages" not in frame.filename and not ours:
             place = f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}"
     return place
 
