@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +11,7 @@ from pathlib import Path
 from fuzzrope.corpus import Saved
 from fuzzrope.examine import examine_afresh
 from fuzzrope.judge import Verdict
-from fuzzrope.run import Runner
+from fuzzrope.run import Runner, Zygote
 from fuzzrope.settings import Settings
 from fuzzrope.targets import LEVELS, Target, find
 
@@ -40,12 +41,18 @@ def target_of(saved: Saved) -> Target:
     return find(saved.target).at(level if level in LEVELS else None)
 
 
-def replay(items: list[tuple[Path, Saved]], settings: Settings) -> Iterator[Replayed]:
-    """Replay saved cases in order; cases of one target share a child while it lives."""
-    for target, group in groupby(items, key=lambda item: target_of(item[1])):
-        if target.missing:
-            yield from (Replayed(path, saved, Verdict(skipped=target.missing)) for path, saved in group)
-            continue
-        with Runner(target, settings.device, settings.limits, settings.engine) as runner:
+def replay(items: list[tuple[Path, Saved]], settings: Settings, zygote: Zygote | None = None) -> Iterator[Replayed]:
+    """Replay saved cases in order; cases of one target share a child while it lives, all of them a zygote."""
+    with contextlib.ExitStack() as stack:
+        runner = None
+        for target, group in groupby(items, key=lambda item: target_of(item[1])):
+            if target.missing:
+                yield from (Replayed(path, saved, Verdict(skipped=target.missing)) for path, saved in group)
+                continue
+            if runner is None:
+                runner = Runner(target, settings.device, settings.limits, settings.engine, zygote)
+                stack.enter_context(runner)
+            else:
+                runner.turn_to(target)
             for path, saved in group:
                 yield Replayed(path, saved, examine_afresh(saved.case, runner, target, settings, saved.buckets))

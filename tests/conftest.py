@@ -13,7 +13,7 @@ import triton
 from fuzzrope.case import Case, TensorSpec, Values
 from fuzzrope.geometry import dense
 from fuzzrope.interpreter.engine import Engine
-from fuzzrope.run import Runner, driver
+from fuzzrope.run import Runner, Zygote, driver
 from fuzzrope.run.runner import Limits
 from fuzzrope.targets import Target, find
 
@@ -39,8 +39,22 @@ def rope_case(
     return Case("rope", tuple({**specs, **tensors}.items()))
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """One for all tests whose targets mean no harm: to start one takes longer than most tests."""
+    with contextlib.closing(Zygote()) as shared:
+        yield shared
+
+
+@pytest.fixture
+def runner(zygote: Zygote) -> Iterator[Runner]:
+    """A runner to turn to a target."""
+    with Runner(find("kernels.reference"), zygote=zygote) as shared:
+        yield shared
+
+
 @pytest.fixture(scope="module")
-def runner_of() -> Iterator[Callable[..., Runner]]:
+def runner_of(zygote: Zygote) -> Iterator[Callable[..., Runner]]:
     """Start runners by target, ended with the module."""
     with contextlib.ExitStack() as stack:
         started: dict[tuple[Target, Limits | None], Runner] = {}
@@ -49,7 +63,7 @@ def runner_of() -> Iterator[Callable[..., Runner]]:
             target = find(target) if isinstance(target, str) else target
             key = (target, limits)
             if key not in started:
-                started[key] = stack.enter_context(Runner(target, "cpu", limits))
+                started[key] = stack.enter_context(Runner(target, "cpu", limits, zygote=zygote))
             return started[key]
 
         yield start

@@ -214,7 +214,7 @@ def test_an_answer_that_depends_on_earlier_calls_is_called_stateful(tmp_path):
         "        type(self).calls += 1\n"
         "        return super().forward(q, k, cos, sin * 2 if self.calls > 20 else sin)[:3] + (sin[: q.shape[2]],)\n"
     )
-    events, _ = collect(find(str(file)), max_time=60.0, max_findings=2)
+    events, _ = collect(find(str(file)), max_time=25.0, grace=5.0, max_findings=2)
     found = [event for event in events if isinstance(event, Minimized)]
     assert "stateful" in {event.finding.kind for event in found}
     assert all(event.path is None for event in found)

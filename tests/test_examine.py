@@ -9,7 +9,6 @@ from fuzzrope.events import Event, Minimized
 from fuzzrope.examine import ALONE, EVERY, IDLE, RUNS, SAME_MEMORY, demanded, examine_afresh, other_values, sampled
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.replaying import replay
-from fuzzrope.run import Runner
 from fuzzrope.settings import Settings
 from fuzzrope.targets import find
 from tests.conftest import rope_case, spec
@@ -27,19 +26,19 @@ CASE = rope_case(2, 3, 8, 16)
         ("specimen:next-row", "mismatch:q:relation lonely row"),
     ],
 )
-def test_a_case_alone_shows_it_when_its_bucket_is_asked_for(name, bucket):
-    with Runner(find(name), "cpu") as runner:
-        for _ in range(2):
-            assert bucket in examine_afresh(CASE, runner, find(name), Settings(), (bucket,)).buckets
-        assert not examine_afresh(CASE, runner, find("specimen:tiled"), Settings(), ("mismatch:q",)).findings
+def test_a_case_alone_shows_it_when_its_bucket_is_asked_for(runner, name, bucket):
+    runner.turn_to(find(name))
+    for _ in range(2):
+        assert bucket in examine_afresh(CASE, runner, find(name), Settings(), (bucket,)).buckets
+    assert not examine_afresh(CASE, runner, find("specimen:tiled"), Settings(), ("mismatch:q",)).findings
 
 
-def test_every_extra_run_of_a_correct_kernel_is_clean():
+def test_every_extra_run_of_a_correct_kernel_is_clean(runner):
     every = [*(f"stateful:{check}" for check in RUNS), "nondeterministic"]
     every.append(f"no_launch:q:{IDLE}")
     every += [f"mismatch:q:relation {name}" for name in OPERATIONS["rope"].relations]
-    with Runner(find("specimen:tiled"), "cpu") as runner:
-        verdict = examine_afresh(CASE, runner, find("specimen:tiled"), Settings(), every)
+    runner.turn_to(find("specimen:tiled"))
+    verdict = examine_afresh(CASE, runner, find("specimen:tiled"), Settings(), every)
     assert set(demanded(every)) == {*RUNS, IDLE, *OPERATIONS["rope"].relations}
     assert not verdict.findings
 
@@ -52,27 +51,27 @@ def test_every_extra_run_of_a_correct_kernel_is_clean():
         ("output_pool", "stateful:q:again"),
     ],
 )
-def test_what_owes_nothing_to_kernels_or_reuses_its_answers_is_shown_by_one_case(name, bucket):
+def test_what_owes_nothing_to_kernels_or_reuses_its_answers_is_shown_by_one_case(runner, name, bucket):
     target = find(str(FILES[name]))
-    with Runner(target, "cpu") as runner:
-        assert examine_afresh(CASE, runner, target, Settings(), (bucket,)).buckets == {bucket}
+    runner.turn_to(target)
+    assert examine_afresh(CASE, runner, target, Settings(), (bucket,)).buckets == {bucket}
 
 
 @pytest.mark.parametrize("values", ["zeros", "constant", "normal"])
 @pytest.mark.parametrize("name", ["in_place_scratch", "two_launches", "cached_tables", "workspace_views"])
-def test_kernels_that_work_on_copies_and_caches_owe_their_answer_to_their_launches(name, values):
+def test_kernels_that_work_on_copies_and_caches_owe_their_answer_to_their_launches(runner, name, values):
     target = find(str(FILES[name]))
     data = (1.0,) if values == "constant" else ()
     same = {tensor: spec(tensor, CASE[tensor].shape, values=Values(values, 0, data)) for tensor, _ in CASE.tensors}
-    with Runner(target, "cpu") as runner:
-        verdict = examine_afresh(CASE.with_tensors(same), runner, target, Settings(), ("no_launch:q:idle", "stateful"))
+    runner.turn_to(target)
+    verdict = examine_afresh(CASE.with_tensors(same), runner, target, Settings(), ("no_launch:q:idle", "stateful"))
     assert not verdict.findings
 
 
-def test_idle_launches_tell_nothing_where_an_output_is_small():
+def test_idle_launches_tell_nothing_where_an_output_is_small(runner):
     target = find(str(FILES["kernel_for_show"]))
-    with Runner(target, "cpu") as runner:
-        assert not examine_afresh(rope_case(1, 1, 1, 2), runner, target, Settings(), ("no_launch:q:idle",)).findings
+    runner.turn_to(target)
+    assert not examine_afresh(rope_case(1, 1, 1, 2), runner, target, Settings(), ("no_launch:q:idle",)).findings
 
 
 def test_ordinary_buckets_demand_nothing():
@@ -100,16 +99,16 @@ def test_other_values_keep_what_is_one_tensor():
 
 
 @pytest.mark.parametrize("name", ["specimen:by-address", "specimen:length-path"])
-def test_what_an_extra_run_finds_is_saved_minimized_and_replayed(name, tmp_path):
+def test_what_an_extra_run_finds_is_saved_minimized_and_replayed(runner, zygote, name, tmp_path):
     events: list[Event] = []
-    settings = Settings(seed=4, max_findings=1, max_examples=600, max_time=60.0)
-    run_campaign(find(name), settings, tmp_path, events.append)
+    settings = Settings(seed=4, max_findings=1, max_examples=600, max_time=25.0, grace=5.0)
+    run_campaign(find(name), settings, tmp_path, events.append, runner)
     found = [event for event in events if isinstance(event, Minimized) and event.path is not None]
     kept = {event.finding.bucket for event in found}
     assert any(bucket.startswith("stateful") or "relation" in bucket for bucket in kept)
     items = [(path, load(path)) for path in files([tmp_path])]
     assert items
-    wrong = [(item.path.name, item.shown) for item in replay(items, settings) if not item.as_expected]
+    wrong = [(item.path.name, item.shown) for item in replay(items, settings, zygote) if not item.as_expected]
     assert not wrong
 
 

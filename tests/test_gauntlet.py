@@ -12,7 +12,6 @@ from fuzzrope.findings import KINDS
 from fuzzrope.judge import judge
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.report.summary import EXIT_FINDINGS, EXIT_NOTHING
-from fuzzrope.run import Runner
 from fuzzrope.targets import find
 from tests.gauntlet.judging import FILES, judged
 from tests.gauntlet.kinds import FAIR, STRICT
@@ -55,13 +54,13 @@ def test_a_bad_file_gets_a_fair_verdict(name):
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("sequence_on_y", {"launch"}), ("persistent", set())])
-def test_a_long_sequence_tells_a_grid_that_hardware_refuses_from_one_it_takes(name, kinds):
+def test_a_long_sequence_tells_a_grid_that_hardware_refuses_from_one_it_takes(runner, name, kinds):
     (long,) = (stratum for stratum in OPERATIONS["rope"].strata(()) if stratum.group == "long sequence")
     target, cases = find(str(FILES[name])), []
     search(lambda draw: bool(cases.append(OPERATIONS["rope"].draw(draw, dict(long.pins), ()))), 2, "long")
     assert len(cases) == 1  # nothing is left to be drawn, so a campaign pays for it once
-    with Runner(target) as runner:
-        verdict = judge(cases[0], runner.run(cases[0]), target)
+    runner.turn_to(target)
+    verdict = judge(cases[0], runner.run(cases[0]), target)
     assert not verdict.skipped
     assert {found.kind for found in verdict.findings} == kinds
 

@@ -10,7 +10,6 @@ from fuzzrope.events import Event, Minimized
 from fuzzrope.examine import examine, sampled
 from fuzzrope.findings import worst
 from fuzzrope.operations import OPERATIONS
-from fuzzrope.run import Runner
 from fuzzrope.settings import Settings
 from fuzzrope.targets import REGISTERED, find
 
@@ -52,42 +51,43 @@ class Found(BaseException):
     """Ends a hunt."""
 
 
-def hunt(name, dtype, examples=200, seed="hunt"):
+def hunt(runner, name, dtype, examples=200, seed="hunt"):
     """The number of the first example in which a target shows a finding, and that finding."""
     target, settings = find(name), Settings()
     operation = OPERATIONS[target.operation]
     shown = []
-    with Runner(target, "cpu") as runner:
-        count = 0
+    runner.turn_to(target)
+    count = 0
 
-        def fails(draw):
-            nonlocal count
-            count += 1
-            case = operation.draw(draw, {"dtypes": (dtype,) * len(operation.inputs)}, BLOCKS)
-            verdict = examine(case, runner, target, settings, sampled(case))
-            if verdict.findings:
-                shown.append((count, worst(verdict.findings)))
-                raise Found
-            return False
+    def fails(draw):
+        nonlocal count
+        count += 1
+        case = operation.draw(draw, {"dtypes": (dtype,) * len(operation.inputs)}, BLOCKS)
+        verdict = examine(case, runner, target, settings, sampled(case))
+        if verdict.findings:
+            shown.append((count, worst(verdict.findings)))
+            raise Found
+        return False
 
-        with contextlib.suppress(Found):
-            search(fails, examples, seed)
+    with contextlib.suppress(Found):
+        search(fails, examples, seed)
     return shown[0] if shown else None
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [(name, dtype) for name, (_, dtypes) in EVERYWHERE.items() for dtype in dtypes]
 )
-def test_a_flaw_is_found_within_200_examples(name, dtype):
-    found = hunt(name, dtype)
+def test_a_flaw_is_found_within_200_examples(runner, name, dtype):
+    found = hunt(runner, name, dtype)
     assert found is not None
     assert found[1].kind in EVERYWHERE[name][0]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_another_correct_way_of_rounding_passes(name):
+def test_another_correct_way_of_rounding_passes(runner, name):
     events: list[Event] = []
-    finished = run_campaign(find(name), Settings(seed=21, max_examples=300, max_time=300.0), None, events.append)
+    settings = Settings(seed=21, max_examples=300, max_time=300.0)
+    finished = run_campaign(find(name), settings, None, events.append, runner)
     assert not [event.finding for event in events if isinstance(event, Minimized)]
     assert finished.executed == 300
     assert len(VARIANTS) >= 5

@@ -89,8 +89,8 @@ def test_the_corpus_holds_a_minimized_case_of_each_fair_kind(name):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_saved_case_shows_exactly_what_it_should(folder):
-    results = list(replay(saved(folder), Settings()))
+def test_every_saved_case_shows_exactly_what_it_should(zygote, folder):
+    results = list(replay(saved(folder), Settings(), zygote))
     assert results
     wrong = [f"{result.path.name}: {result.shown}" for result in results if not result.as_expected]
     if folder.startswith("wild-"):  # of a library that need not be installed; then nothing may be said of any case
@@ -101,9 +101,10 @@ def test_every_saved_case_shows_exactly_what_it_should(folder):
 
 
 @pytest.mark.parametrize("name", ["kernels.ModelNew", *CORRECT])
-def test_a_correct_rope_passes(name):
+def test_a_correct_rope_passes(runner, name):
     events: list[Event] = []
-    finished = run_campaign(find(name), Settings(seed=11, max_examples=350, max_time=300.0), None, events.append)
+    settings = Settings(seed=11, max_examples=350, max_time=300.0)
+    finished = run_campaign(find(name), settings, None, events.append, runner)
     found = [event.finding for event in events if isinstance(event, Minimized)]
     assert found == []
     assert finished.executed == 350
@@ -112,9 +113,10 @@ def test_a_correct_rope_passes(name):
 @pytest.mark.parametrize(
     "name", [t.name for t in REGISTERED if t.name.startswith("variant:") and t.operation != "rope"]
 )
-def test_a_correct_fused_kernel_passes(name):
+def test_a_correct_fused_kernel_passes(runner, name):
     events: list[Event] = []
-    finished = run_campaign(find(name), Settings(seed=11, max_examples=60, max_time=300.0), None, events.append)
+    settings = Settings(seed=11, max_examples=60, max_time=300.0)
+    finished = run_campaign(find(name), settings, None, events.append, runner)
     assert [event.finding for event in events if isinstance(event, Minimized)] == []
     assert finished.executed == 60
 
@@ -122,9 +124,10 @@ def test_a_correct_fused_kernel_passes(name):
 @pytest.mark.parametrize(
     "name", ["specimen:narrow-index", "specimen:falls-back", "specimen:size-one-stride", "specimen:qk-no-offset"]
 )
-def test_a_campaign_finds_a_specimen_afresh(name):
+def test_a_campaign_finds_a_specimen_afresh(runner, name):
     events: list[Event] = []
-    run_campaign(find(name), Settings(seed=12, max_findings=1, max_time=60.0), None, events.append)
+    settings = Settings(seed=12, max_findings=1, max_time=20.0, grace=10.0)
+    run_campaign(find(name), settings, None, events.append, runner)
     kinds = {event.finding.kind for event in events if isinstance(event, Minimized)}
     assert kinds & FAIR[name]
 

@@ -9,14 +9,16 @@ from fuzzrope.corpus import files, load
 from fuzzrope.replaying import replay
 from fuzzrope.report import tolerance
 from fuzzrope.report.summary import Run
+from fuzzrope.run import Runner
 from fuzzrope.settings import Settings
 from fuzzrope.targets import find
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, zygote):
     run, there = Run(), tmp_path_factory.mktemp("run")
-    run_campaign(find("kernels.ModelNew"), Settings(seed=3, max_examples=200, max_time=120.0), None, run.take)
+    with Runner(find("kernels.ModelNew"), zygote=zygote) as runner:
+        run_campaign(runner.target, Settings(seed=3, max_examples=200, max_time=120.0), None, run.take, runner)
     tolerance.write(run, there)
     return there
 
@@ -45,9 +47,9 @@ def test_the_bound_of_rope_is_at_most_eight_times_what_is_met_in_the_median(fold
         assert 1 <= row["median_bound_over_max_error"] <= 8
 
 
-def test_the_worst_cases_replay_and_the_table_says_how(folder):
+def test_the_worst_cases_replay_and_the_table_says_how(folder, zygote):
     table = (folder / "tolerance.md").read_text()
     items = [(path, load(path)) for path in files([folder / "worst"])]
     assert len(items) == len(outputs(folder))
     assert all(f"fuzzrope replay {path}" in table for path, _ in items)
-    assert all(result.as_expected for result in replay(items[:2], Settings()))
+    assert all(result.as_expected for result in replay(items[:2], Settings(), zygote))

@@ -9,37 +9,24 @@ import resource
 import secrets
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
-import uuid
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fuzzrope.build import contents
 from fuzzrope.case import Case
 from fuzzrope.outcome import Outcome, ReplyError, from_reply
 from fuzzrope.run import processes, wire
+from fuzzrope.run.nursery import RunnerError, Zygote
 from fuzzrope.targets import Target
 
-START_SECONDS = 120.0
 LOAD_SECONDS = 60.0
 AWAKE = 0.1  # share of the time that a child works which waits for the processor, and not for something else
 MOST_DEADLINES = 6  # that pass before a child which never gets the processor is given up
 COMPILING = 4  # deadlines that a case of the strict level has: its kernels are compiled to the end
 
 ENDING = 0.1  # seconds that a process which was told to end may take to
-
-#: Environment that a child may see; the rest, tokens included, stays with the parent.
-KEPT: tuple[str, ...] = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_HOME")
-KEPT += ("CUDA_VISIBLE_DEVICES", "TRITON_CACHE_DIR", "CC", "CUDA_PATH")
-
-
-class RunnerError(Exception):
-    """The machinery itself failed: no target is to blame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +84,28 @@ class _Child(NamedTuple):
     pid: int
     sock: socket.socket
     folder: str  # its temporary directory
+    zygote: int | None  # that forked it
 
 
 class Runner:
     """Runs cases of one target in a disposable child; use as a context manager.
 
     ``run`` never raises for anything the target does. Raises :class:`RunnerError` if no child can be
-    started at all.
+    started at all. A ``zygote`` of this device and engine may be lent, to several runners at once: it stays.
     """
 
-    def __init__(self, target: Target, device: str = "cpu", limits: Limits | None = None, engine: str = "ttir") -> None:
+    def __init__(
+        self,
+        target: Target,
+        device: str = "cpu",
+        limits: Limits | None = None,
+        engine: str = "ttir",
+        zygote: Zygote | None = None,
+    ) -> None:
         self.target, self.device, self.limits, self.engine = target, device, limits or Limits(), engine
-        self._zygote: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._lent = zygote is not None
+        self._zygote = zygote or Zygote(device, engine)
         self._child: _Child | None = None
-        self._folder: str | None = None
-        self._mark = uuid.uuid4().hex
         self.restarts = 0
 
     @property
@@ -122,77 +115,26 @@ class Runner:
         return self.limits.seconds * (COMPILING if compiles else 1)
 
     def __enter__(self) -> Runner:
-        self._start()
+        self._zygote.start()
         return self
 
     def turn_to(self, target: Target) -> None:
         """Run cases of another target from now on, in new children of the zygote that is there, or of a new one."""
-        if self._zygote is None:
-            self._start()
+        self._zygote.start()
         self.discard()
-        zygote = self._zygote
-        processes.end(lambda: [pid for pid in processes.marked(self._mark) if zygote is None or pid != zygote.pid])
+        if not self._lent:
+            self._zygote.sweep()
         self.target, self.restarts = target, 0
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _start(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="fuzzrope-")
-        ours, theirs = socket.socketpair()
-        environment = {key: os.environ[key] for key in KEPT if key in os.environ}
-        root = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-        environment |= {"TMPDIR": self._folder, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-        environment |= {"PYTHONDONTWRITEBYTECODE": "1", processes.MARK: self._mark}
-        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its pool of processes would outlive an answer
-        if self.device == "cpu":
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-            if self.engine == "interpret":
-                environment["TRITON_INTERPRET"] = "1"
-        # A target may print without end: its output goes nowhere, ours to a file that is read on failure.
-        with Path(self._folder, "zygote.log").open("wb") as log:
-            self._zygote = subprocess.Popen(
-                [sys.executable, "-m", "fuzzrope.run.zygote", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
-        theirs.close()
-        self._control = ours
-        try:
-            wire.receive(ours, time.monotonic() + START_SECONDS)
-        except (wire.ClosedError, wire.LateError, wire.WireError) as error:
-            text = Path(self._folder, "zygote.log").read_text(errors="replace").strip()[-2000:]
-            self.close()
-            raise RunnerError(f"the child process could not be started: {text or type(error).__name__}") from error
-
     def close(self) -> None:
-        """End every process of this runner."""
+        """End every process of this runner; of a zygote that was lent, only the child."""
         with contextlib.suppress(RunnerError, wire.ClosedError, wire.LateError, wire.WireError):
             self.discard()
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        if self._zygote is not None:
-            self._zygote.kill()
-            self._zygote.wait()
-            self._zygote = None
-            processes.end(lambda: processes.marked(self._mark))
-        if self._folder is not None:
-            processes.remove(self._folder)
-            self._folder = None
-
-    def _ask(self, message: dict[str, Any]) -> socket.socket:
-        assert self._control is not None
-        try:
-            wire.send(self._control, message)
-        except (wire.ClosedError, OSError) as error:
-            raise RunnerError("the zygote process is gone") from error
-        return self._control
+        if not self._lent:
+            self._zygote.close()
 
     def _spawn(self) -> _Child:
         limits = {
@@ -202,17 +144,12 @@ class Runner:
             "strict": self.target.level == "strict",
         }
         entry = os.path.abspath(self.target.entry) if self.target.is_file else self.target.entry
-        assert self._folder is not None
-        folder = tempfile.mkdtemp(dir=self._folder)
-        message = {"do": "spawn", "entry": entry, "device": self.device, "limits": limits}
+        folder = self._zygote.folder()
+        message = {"entry": entry, "device": self.device, "limits": limits}
         message |= {"engine": "bare" if self.target.bare else self.engine, "folder": folder}
-        control = self._ask(message)
-        control.settimeout(START_SECONDS)
-        data, descriptors, _, _ = socket.recv_fds(control, 100, 1)
-        if not descriptors:
-            raise RunnerError("the zygote process is gone")
+        pid, sock = self._zygote.spawn(message)
         self.restarts += 1
-        return _Child(int(data), socket.socket(fileno=descriptors[0]), folder)
+        return _Child(pid, sock, folder, self._zygote.pid)
 
     def _address_space(self) -> int:
         if self.device != "cpu":
@@ -224,19 +161,21 @@ class Runner:
         """End the child: its wait status, and whether it was alive and had to be killed."""
         if self._child is None:
             return None, False
-        pid, sock, folder = self._child
+        pid, sock, folder, zygote = self._child
         self._child = None
         sock.close()
-        reply, _ = wire.receive(self._ask({"do": "reap", "pid": pid}), time.monotonic() + START_SECONDS)
+        if zygote != self._zygote.pid:  # it went with the zygote that forked it
+            return None, False
+        status, killed = self._zygote.reap(pid)
         processes.remove(folder)
-        return int(reply["status"]), bool(reply["killed"])
+        return status, killed
 
     def run_alone(self, case: Case, idle: bool = False) -> Outcome:
         """Run one case as the first of a child of its own; the child at work stays as it is. ``idle``: see run."""
         used, self._child = self._child, None
-        restarts, zygote = self.restarts, self._zygote
+        restarts, zygote = self.restarts, self._zygote.pid
         outcome = self.run(case, idle=idle)
-        if self._zygote is zygote:
+        if self._zygote.pid == zygote:
             self.discard()
             self._child, self.restarts = used, restarts
         elif used is not None:  # it went with the zygote that forked it
@@ -260,13 +199,14 @@ class Runner:
             return self._exchange(case, seconds or self.deadline, same_memory, idle)
         except (RunnerError, wire.ClosedError, wire.LateError):
             self.close()
-            self._start()
+            self._zygote.close()
+            self._zygote.start()
             phase = "load" if loading else "run"
             return Outcome("tampered", "it killed the process that watches over it", phase=phase)
 
     def _exchange(self, case: Case | None, seconds: float, same_memory: bool = False, idle: bool = False) -> Outcome:
         assert self._child is not None
-        pid, sock, folder = self._child
+        pid, sock, folder, _ = self._child
         turn = 0 if case is None else secrets.randbits(62)  # an answer that came of another question has another
         started = time.monotonic()
         try:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from fuzzrope.campaign import run_campaign
 from fuzzrope.cli import cli
 from fuzzrope.events import Event, Example, Seen
+from fuzzrope.run import Runner
 from fuzzrope.settings import PROFILES
 from fuzzrope.targets import find
 from kernels import export
@@ -156,22 +157,23 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err.startswith("usage")
 
 
-def test_the_judge_finds_nothing_at_the_strict_level(file: Path):
+def test_the_judge_finds_nothing_at_the_strict_level(file: Path, runner: Runner):
     events: list[Event] = []
     settings = PROFILES["quick"].with_changes(seed=11, max_examples=300, max_time=600.0, level="strict")
-    run_campaign(find(str(file)).at("strict"), settings, None, events.append)
+    run_campaign(find(str(file)).at("strict"), settings, None, events.append, runner)
     examples = [event for event in events if isinstance(event, Example)]
     assert len(examples) == 300
     assert [event.finding.message for event in events if isinstance(event, Seen)] == []
     assert not any(example.skipped for example in examples)
 
 
-def judged(path: Path, operation: str, examples: int) -> list[Event]:
+def judged(path: Path, operation: str, examples: int, runner: Runner) -> list[Event]:
     """The events of a campaign at the strict level over a file, as an implementation of this operation."""
     events: list[Event] = []
     changes = {"max_findings": 1, "shrink_examples": 1, "grace": 1.0, "level": "strict"}
     settings = PROFILES["quick"].with_changes(seed=11, max_examples=examples, max_time=600.0, **changes)
-    run_campaign(replace(find(str(path)), operation=operation).at("strict"), settings, None, events.append)
+    target = replace(find(str(path)), operation=operation).at("strict")
+    run_campaign(target, settings, None, events.append, runner)
     return events
 
 
@@ -188,8 +190,10 @@ def with_method(file: Path, folder: Path, operation: str, text: str | None = Non
 
 
 @pytest.mark.parametrize("operation", METHODS)
-def test_the_judge_finds_nothing_in_the_methods_at_the_strict_level(file: Path, tmp_path: Path, operation: str):
-    events = judged(with_method(file, tmp_path, operation), operation, 60)
+def test_the_judge_finds_nothing_in_the_methods_at_the_strict_level(
+    file: Path, tmp_path: Path, runner: Runner, operation: str
+):
+    events = judged(with_method(file, tmp_path, operation), operation, 60, runner)
     examples = [event for event in events if isinstance(event, Example)]
     assert len(examples) == 60
     assert [event.finding.message for event in events if isinstance(event, Seen)] == []
@@ -207,14 +211,16 @@ def test_the_judge_finds_nothing_in_the_methods_at_the_strict_level(file: Path, 
         ("rope_qk", "if first + last_shift < start_n + BLOCK_N - 1:", "if first + last_shift < start_n:"),
     ],
 )
-def test_the_judge_finds_mistakes_in_the_methods(file: Path, tmp_path: Path, operation: str, line: str, wrong: str):
+def test_the_judge_finds_mistakes_in_the_methods(
+    file: Path, tmp_path: Path, runner: Runner, operation: str, line: str, wrong: str
+):
     text = file.read_text()
     assert text.count(line) == 1
-    events = judged(with_method(file, tmp_path, operation, text.replace(line, wrong)), operation, 150)
+    events = judged(with_method(file, tmp_path, operation, text.replace(line, wrong)), operation, 150, runner)
     assert {event.finding.kind for event in events if isinstance(event, Seen)} & {"mismatch", "nonfinite", "gradient"}
 
 
-def test_the_judge_finds_a_mistake_in_such_a_file(file: Path, tmp_path: Path):
+def test_the_judge_finds_a_mistake_in_such_a_file(file: Path, tmp_path: Path, runner: Runner):
     text = file.read_text()
     line = "first = (c1.to(tl.float32) - s2.to(tl.float32)).to(OUT_DTYPE)"
     assert text.count(line) == 1
@@ -222,7 +228,7 @@ def test_the_judge_finds_a_mistake_in_such_a_file(file: Path, tmp_path: Path):
     wrong.write_text(text.replace(line, line.replace("-", "+")))
     events: list[Event] = []
     settings = PROFILES["quick"].with_changes(seed=11, max_examples=20, max_time=600.0, level="strict", max_findings=1)
-    run_campaign(find(str(wrong)).at("strict"), settings, None, events.append)
+    run_campaign(find(str(wrong)).at("strict"), settings, None, events.append, runner)
     assert "mismatch" in {event.finding.kind for event in events if isinstance(event, Seen)}
 
 

@@ -120,7 +120,7 @@ def test_few_rows_and_many_keys_are_shared_out_and_joined(launching):
     assert kernels_launched(launching)[2:] == ["attention_kernel"]
 
 
-def test_shared_keys_are_judged_as_strictly_as_others(tmp_path):
+def test_shared_keys_are_judged_as_strictly_as_others(tmp_path, runner):
     path = tmp_path / "shares.py"
     path.write_text(
         "import importlib\n"
@@ -131,7 +131,8 @@ def test_shared_keys_are_judged_as_strictly_as_others(tmp_path):
     )
     target = replace(find(str(path)), operation="rope_attention")
     events = []
-    finished = run_campaign(target, Settings(seed=3, max_examples=120, max_time=300.0), None, events.append)
+    settings = Settings(seed=3, max_examples=120, max_time=300.0)
+    finished = run_campaign(target, settings, None, events.append, runner)
     assert [event.finding for event in events if isinstance(event, Minimized)] == []
     assert finished.executed == 120
 

@@ -176,10 +176,10 @@ def test_steps_of_a_tile_count_where_programs_are_enough():
 
 
 @pytest.mark.parametrize("name", ["kernels.ModelNew", "kernels.rope_qk", "kernels.rope_attention"])
-def test_tiles_that_can_be_shipped_are_judged_as_what_is_shipped(name):
+def test_tiles_that_can_be_shipped_are_judged_as_what_is_shipped(name, runner):
     events = []
     settings = Settings(seed=11, max_examples=40, max_time=300.0)
-    finished = run_campaign(find(f"{name}@any"), settings, None, events.append)
+    finished = run_campaign(find(f"{name}@any"), settings, None, events.append, runner)
     assert [event.finding for event in events if isinstance(event, Minimized)] == []
     assert finished.executed == 40
 

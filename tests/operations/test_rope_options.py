@@ -21,6 +21,7 @@ from fuzzrope.events import Event, Seen
 from fuzzrope.operations import OPERATIONS
 from fuzzrope.operations.base import Envelope
 from fuzzrope.operations.rope_options import INVALID, RopeOptions, as_rope, with_options
+from fuzzrope.run import Runner
 from fuzzrope.settings import PROFILES
 from fuzzrope.targets import find
 from tests.conftest import rope_case
@@ -190,20 +191,20 @@ FLAWS = {
 }
 
 
-def judged(tmp_path: Path, before: str, after: str, examples: int) -> set[str]:
+def judged(runner: Runner, tmp_path: Path, before: str, after: str, examples: int) -> set[str]:
     path = tmp_path / "candidate.py"
     path.write_text(EAGER.format(before=before or "pass", after=after or "pass"))
     target = replace(find(str(path)), operation="rope_options", kernel=False, gradients=True)
     events: list[Event] = []
-    chosen = PROFILES["quick"].with_changes(seed=3, max_examples=examples, max_time=600.0, shrink_examples=5)
-    run_campaign(target, chosen, None, events.append)
+    chosen = PROFILES["quick"].with_changes(seed=3, max_examples=examples, max_time=600.0, shrink_examples=5, grace=2.0)
+    run_campaign(target, chosen, None, events.append, runner)
     return {event.finding.kind for event in events if isinstance(event, Seen)}
 
 
-def test_eager_code_of_other_make_passes(tmp_path: Path):
-    assert judged(tmp_path, "", "", 700) == set()
+def test_eager_code_of_other_make_passes(runner: Runner, tmp_path: Path):
+    assert judged(runner, tmp_path, "", "", 700) == set()
 
 
 @pytest.mark.parametrize(("before", "after", "kind"), FLAWS.values(), ids=FLAWS)
-def test_each_flaw_of_options_is_found(tmp_path: Path, before: str, after: str, kind: str):
-    assert kind in judged(tmp_path, before, after, 150)
+def test_each_flaw_of_options_is_found(runner: Runner, tmp_path: Path, before: str, after: str, kind: str):
+    assert kind in judged(runner, tmp_path, before, after, 150)

@@ -109,16 +109,15 @@ def test_misfits_are_rejected_and_far_positions_keep_their_value():
     assert PLACED.rejects(case.with_tensors({"positions": spec})) == "positions are float32"
 
 
-def kinds(name, examples):
+def kinds(runner, name, examples):
     events = []
-    run_campaign(
-        find(name), Settings(seed=5, max_examples=examples, max_time=300.0, max_findings=1), None, events.append
-    )
+    settings = Settings(seed=5, max_examples=examples, max_time=300.0, max_findings=1, grace=2.0)
+    run_campaign(find(name), settings, None, events.append, runner)
     return {event.finding.kind for event in events if isinstance(event, Minimized)}
 
 
-def test_our_kernel_is_found_to_be_right():
-    assert kinds("kernels.rope_placed", 120) == set()
+def test_our_kernel_is_found_to_be_right(runner):
+    assert kinds(runner, "kernels.rope_placed", 120) == set()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +129,7 @@ def test_our_kernel_is_found_to_be_right():
         ("dense", {"mismatch", "nonfinite", "exception"}),
     ],
 )
-def test_each_flaw_is_found(name, kind):
-    found = kinds(f"specimen:placed-{name}", 120)
+def test_each_flaw_is_found(runner, name, kind):
+    found = kinds(runner, f"specimen:placed-{name}", 120)
     assert found
     assert found <= kind

@@ -38,23 +38,23 @@ def case():
 
 
 @pytest.mark.parametrize("name", ["staged", "bulk"])
-def test_a_correct_candidate_passes(name):
+def test_a_correct_candidate_passes(runner, name):
     events: list[Event] = []
-    finished = run_campaign(
-        find(str(FOLDER / f"{name}.py")), Settings(seed=5, max_examples=60, max_time=120.0), None, events.append
-    )
+    settings = Settings(seed=5, max_examples=60, max_time=120.0)
+    finished = run_campaign(find(str(FOLDER / f"{name}.py")), settings, None, events.append, runner)
     assert [event.finding for event in events if isinstance(event, Minimized)] == []
     assert finished.executed == 60
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_a_flaw_is_named_for_what_it_is(flaw, tmp_path, runner_of):
+def test_a_flaw_is_named_for_what_it_is(flaw, tmp_path, runner):
     name, right, wrong, kind = FLAWS[flaw]
     text = (FOLDER / f"{name}.py").read_text()
     assert right in text
     path = tmp_path / "candidate.py"
     path.write_text(text.replace(right, wrong))
     target = find(str(path))
-    verdict = judge(case(), runner_of(target).run(case()), target)
+    runner.turn_to(target)
+    verdict = judge(case(), runner.run(case()), target)
     assert not verdict.skipped
     assert kind in {finding.kind for finding in verdict.findings}, verdict.findings

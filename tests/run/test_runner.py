@@ -1,5 +1,6 @@
 """A target's fault costs one case: whatever it does, an outcome comes back and the next case runs."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fuzzrope.judge import judge
-from fuzzrope.run import Runner, confine, processes, runner
+from fuzzrope.run import Runner, Zygote, confine, processes, runner
 from fuzzrope.run.runner import Limits
 from fuzzrope.targets import Target, find
 from tests.conftest import hostile, rope_case
@@ -33,6 +34,11 @@ FAULTS = {
     "repeats": ("tampered", "tamper"),
     "fills": ("oom", "oom"),
 }
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    """None is shared: these targets harm theirs."""
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -95,9 +101,8 @@ def test_no_process_is_left_behind(tmp_path):
     )
     with Runner(find(str(file))) as runner:
         assert runner.run(HARMLESS).status == "tampered"
-        assert runner._zygote is not None
         zygote = runner._zygote.pid
-        assert processes.marked(runner._mark) == [zygote]
+        assert processes.marked(runner._zygote.mark) == [zygote]
     assert not processes.alive(zygote)
 
 
@@ -105,18 +110,38 @@ def test_a_process_that_left_its_session_and_its_parent_is_found_and_ended():
     with Runner(hostile("forks")) as runner:
         outcome = runner.run(PROVOKES)
         assert outcome.detail == "it left a process running"
-        assert runner._zygote is not None
-        assert processes.marked(runner._mark) == [runner._zygote.pid]
+        assert processes.marked(runner._zygote.mark) == [runner._zygote.pid]
         assert runner.run(HARMLESS).status == "returned"
 
 
 def test_a_process_outlives_neither_its_runner_nor_the_zygote():
     with Runner(hostile("hangs"), limits=Limits(seconds=1.0)) as runner:
         runner.run(HARMLESS)
-        assert runner._zygote is not None
-        runner._zygote.kill()
-        assert len(processes.marked(runner._mark)) > 0 or runner._zygote.wait()
-    assert not processes.marked(runner._mark)
+        assert runner._zygote.pid is not None
+        os.kill(runner._zygote.pid, signal.SIGKILL)
+    assert not processes.marked(runner._zygote.mark)
+
+
+def test_a_zygote_serves_several_runners_and_outlives_them():
+    target = find("kernels.reference")
+    with contextlib.closing(Zygote()) as zygote:
+        with Runner(target, zygote=zygote) as one, Runner(target, zygote=zygote) as other:
+            assert [runner.run(HARMLESS).status for runner in (one, other)] == ["returned"] * 2
+            assert len(processes.marked(zygote.mark)) == 3
+            one.close()
+            assert len(processes.marked(zygote.mark)) == 2
+            assert other.run(HARMLESS).status == "returned"
+        assert processes.marked(zygote.mark) == [zygote.pid]
+    assert not processes.marked(zygote.mark)
+
+
+def test_a_child_that_went_with_its_zygote_is_replaced():
+    with contextlib.closing(Zygote()) as zygote, Runner(find("kernels.reference"), zygote=zygote) as runner:
+        assert runner.run(HARMLESS).status == "returned"
+        zygote.close()
+        zygote.start()
+        assert runner.run(HARMLESS).status == "tampered"
+        assert runner.run(HARMLESS).status == "returned"
 
 
 def test_a_thread_that_stays_is_named_with_its_line():
@@ -147,9 +172,8 @@ def test_what_is_outside_its_own_folder_is_out_of_reach(name, errors):
 def test_a_correct_file_that_prints_a_gigabyte_has_no_finding_and_fills_no_disk():
     target = hostile("prints")
     with Runner(target) as runner:
-        assert runner._folder is not None
         assert not judge(PROVOKES, runner.run(PROVOKES), target).findings
-        assert processes.size_of(runner._folder, 2**40) < 2**20
+        assert processes.size_of(str(runner._zygote._folder), 2**40) < 2**20
 
 
 def test_a_correct_file_may_use_its_temporary_directory_and_wait_for_processes_and_threads(tmp_path):
@@ -169,7 +193,7 @@ def test_a_correct_file_may_use_its_temporary_directory_and_wait_for_processes_a
     )
     target = find(str(file))
     with Runner(target) as runner:
-        folder = runner._folder
+        folder = runner._zygote._folder
         for _ in range(3):
             outcome = runner.run(HARMLESS)
             assert outcome.status == "returned", outcome
