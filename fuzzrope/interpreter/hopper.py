@@ -135,12 +135,13 @@ def _product(tr: Translator, op: Op) -> None:
     kind, site = result_types(op)[0], tr.site(op, "product")
     pieces = [val.code for val in (a, b) if val.elem == "piece"]
     factors = [f"rt.piece_load({site}, {val.code})" if val.elem == "piece" else tr.whole(val).code for val in (a, b)]
-    if op.attrs.get("isAsync", "false") == "true":
-        tr.line(f"rt.product_begin({site}, [{', '.join(pieces)}])")
     elem = a.type.to if a.elem == "piece" else a.elem
-    total = f"({c.code} if {use[0].code} else 0)" if use else c.code
+    added = f"rt.product_added({c.code})"
+    total = f"({added} if {use[0].code} else 0)" if use else added
     mode = PRECISIONS[int(op.attrs.get("inputPrecision", "2"))]
     code = f"T.dot({', '.join(factors)}, {total}, {elem!r}, {kind.elem!r}, {mode!r})"
+    if op.attrs.get("isAsync", "false") == "true":
+        code = f"rt.product_begin({site}, [{', '.join(pieces)}], {code})"
     tr.bind(op, tr.let(code, kind, False, (True,) * kind.rank))
 
 

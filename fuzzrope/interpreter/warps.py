@@ -36,13 +36,22 @@ class Reading:
 
 
 @dataclass(slots=True)
+class Product:
+    """A product under way: what it reads, what stands for its result until then, and the result."""
+
+    reads: list[Reading]
+    shown: Array
+    result: Array
+
+
+@dataclass(slots=True)
 class Role:
     """What a role knows of the others: their times, the bulk copies that it has seen arrive, and what is under way."""
 
     number: int
     clock: Array
     copies: set[int] = field(default_factory=set)
-    products: list[list[Reading]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     stores: list[Reading] = field(default_factory=list)
     waits: Any = None
 
@@ -217,14 +226,24 @@ class Warps:
         self.descriptor_store(site, desc, index, self.piece_load(site, piece), None)
         self.role.stores.append(Reading(piece.cells, piece.at.reshape(-1), site))
 
-    def product_begin(self: Any, site: Any, pieces: list[Piece]) -> None:
-        """A product reads these pieces until it has been waited for."""
-        self.role.products.append([Reading(piece.cells, piece.at.reshape(-1), site) for piece in pieces])
+    def product_begin(self: Any, site: Any, pieces: list[Piece], result: Array) -> Array:
+        """A product reads these pieces until it has been waited for; what stands for its result until then."""
+        odd = np.nan if result.dtype.kind == "f" else 0x5A5A5A5A
+        shown = np.full_like(result, odd)
+        reads = [Reading(piece.cells, piece.at.reshape(-1), site) for piece in pieces]
+        self.role.products.append(Product(reads, shown, result))
+        return shown
+
+    def product_added(self: Any, total: Any) -> Any:
+        """What a product is added to: of one that is under way, its result."""
+        return next((one.result for one in self.role.products if one.shown is total), total)
 
     def product_wait(self: Any, pending: int) -> None:
         """Wait until at most so many products are under way."""
         while len(self.role.products) > pending:
-            for reading in self.role.products.pop(0):
+            product = self.role.products.pop(0)
+            product.shown[...] = product.result
+            for reading in product.reads:
                 self._over(reading)
 
     def bulk_store_wait(self: Any, pending: int) -> None:
@@ -276,7 +295,7 @@ class Warps:
 
     def _being_read(self: Any, cells: Array, at: Array) -> str | None:
         for role in self.everyone:
-            for reading in [*role.stores, *(one for several in role.products for one in several)]:
+            for reading in [*role.stores, *(one for product in role.products for one in product.reads)]:
                 if reading.cells is cells and np.isin(at, reading.at).any():
                     return f"is being read at {reading.site.text()}"
         return None

@@ -41,6 +41,7 @@ CORRECT: tuple[Target, ...] = (
             ("twin", "Twin", "plain PyTorch"),
         )
     ),
+    _variant("qk-hopper", "qk_hopper:HopperQK", "warp groups of compute capability 9.0, in Gluon", "rope_qk"),
     *(
         _variant(f"attention-{name}", f"attention_tiled:{entry}", what, "rope_attention", name != "twin")
         for name, entry, what in (

@@ -165,3 +165,27 @@ def test_a_factor_that_is_overwritten_before_its_product_is_over_is_a_race(engin
     }
     assert what == "race"
     assert message.startswith("load of shared memory that is being read at")
+
+
+@gluon.jit
+def early_kernel(a, c, PENDING: gl.constexpr):
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    rows = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+    columns = gl.arange(0, 64, layout=gl.SliceLayout(0, layout))
+    at = rows[:, None] * 64 + columns[None, :]
+    factor = gl.allocate_shared_memory(gl.float16, [64, 64], gl.NVMMASharedLayout.get_default_for([64, 64], gl.float16))
+    factor.store(gl.load(a + at))
+    fence_async_shared()
+    total = gl.zeros([64, 64], gl.float32, layout)
+    total = warpgroup_mma(factor, factor, total, is_async=True)
+    total = warpgroup_mma(factor, factor, total, is_async=True)
+    total = warpgroup_mma_wait(PENDING, deps=[total])
+    gl.store(c + at, total + 1)
+
+
+def test_a_product_that_is_not_over_has_no_result(engine):
+    a, c = numbers(64, 64), torch.zeros(64, 64)
+    early_kernel[(1,)](a, c, 0)
+    assert torch.equal(c, 2 * (a.float() @ a.float()) + 1)
+    early_kernel[(1,)](a, c, 1)
+    assert c.isnan().all()
