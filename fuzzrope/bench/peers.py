@@ -255,6 +255,18 @@ def _drafted_scores(row: Row) -> Call:
     return call
 
 
+def _drafted_attention(row: Row) -> Call:
+    from fuzzrope.specimens import attention_hopper  # likewise
+
+    def call(x: Inputs) -> tuple[Tensor, ...]:
+        if not attention_hopper.serves(x.q, x.k, x.v, x.cos, x.sin):
+            raise ValueError("the draft does not take these inputs")
+        scale = row.width**-0.5
+        return (attention_hopper.attention(x.q, x.k, x.v, x.cos, x.sin, scale, row.causal, row.offset),)
+
+    return call
+
+
 def _our_attention(row: Row) -> Call:
     def call(x: Inputs) -> tuple[Tensor, ...]:
         o = rope_attention(x.q, x.k, x.v, x.cos, x.sin, causal=row.causal, q_offset=row.offset)
@@ -282,6 +294,7 @@ PEERS: tuple[Peer, ...] = (
     Peer("Liger + matmul", "scores", then(liger, by_matmul)),
     Peer("matmul, no RoPE", "scores", then(plain(none), by_matmul), rotates=False, backward=True),
     Peer("kernels.rope_attention", "attention", _our_attention, ours=True, decodes=True, backward=True),
+    Peer("draft in Gluon", "attention", _drafted_attention, costly=DRAFT),
     Peer("kernels.rope + cuDNN", "attention", then(best, _CUDNN), decodes=True),
     Peer("kernels.rope + flash", "attention", then(best, _FLASH), decodes=True),
     Peer("kernels.rope + cuDNN", "attention", then(plain(ours), _CUDNN), backward=True, forward=False),

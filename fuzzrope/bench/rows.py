@@ -124,4 +124,12 @@ ROWS: tuple[Row, ...] = (
     _square("drafts", 4, "32", 1024, 64, of="scores", costly=(DRAFT,)),
     _square("drafts", 4, "32/8", 1024, 128, of="scores", costly=(DRAFT,)),
     _square("drafts", 4, "32", 1000, 128, of="scores", costly=(DRAFT,)),
+    *_both_masks(
+        _square("drafts", 16, "32", 128, 128, of="attention", costly=(DRAFT,)),
+        _square("drafts", 8, "32", 512, 128, of="attention", costly=(DRAFT,)),
+        _square("drafts", 4, "32", 1024, 128, of="attention", costly=(DRAFT,)),
+        _square("drafts", 2, "32", 4096, 128, of="attention", costly=(DRAFT,)),
+        _square("drafts", 4, "32", 2048, 64, of="attention", costly=(DRAFT,)),
+        _square("drafts", 4, "32/8", 1024, 128, of="attention", costly=(DRAFT,)),
+    ),
 )

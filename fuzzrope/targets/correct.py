@@ -53,6 +53,7 @@ CORRECT: tuple[Target, ...] = (
             ("twin", "Twin", "plain PyTorch"),
         )
     ),
+    _variant("attention-hopper", "attention_hopper:HopperAttention", "roles of warps, in Gluon", "rope_attention"),
     *(
         _variant(f"{prefix}-{name}", f"{entry}", what, operation, kernel=False, gradients=True)
         for prefix, operation, kind in (("qk", "rope_qk", "QK"), ("attention", "rope_attention", "Attention"))

@@ -40,11 +40,12 @@ def test_peers_that_launch_kernels_are_right_on_the_engine(engine, peer, name):
         check(peer, row)
 
 
-def test_a_draft_is_right_on_the_engine_and_refuses_what_it_does_not_take(engine):
-    (draft,) = (peer for peer in PEERS if peer.costly == DRAFT)
-    check(draft, Row("drafts", 2, 4, 2, 70, 136, 64, of="scores", costly=(DRAFT,)))
+@pytest.mark.parametrize("of", ["scores", "attention"])
+def test_a_draft_is_right_on_the_engine_and_refuses_what_it_does_not_take(engine, of):
+    (draft,) = (peer for peer in PEERS if peer.costly == DRAFT and peer.operation == of)
+    check(draft, Row("drafts", 2, 4, 2, 70, 136, 64, of=of, causal=of == "attention", costly=(DRAFT,)))
     assert [launch["kernel"] for launch in engine.launches] == ["hopper_kernel"]
-    refused = Row("drafts", 2, 4, 2, 70, 136, 64, "float32", of="scores", costly=(DRAFT,))
+    refused = Row("drafts", 2, 4, 2, 70, 136, 64, "float32", of=of, costly=(DRAFT,))
     with pytest.raises(ValueError, match="the draft does not take these inputs"):
         run_of(draft.make(refused), refused, make(refused, "cpu", 0))()
 
