@@ -210,12 +210,13 @@ def same_form(one: Case, other: Case) -> bool:
 
 
 def rebuild(built: Built, case: Case, numbers: Sequence[bytes]) -> Built:
-    """The inputs of a case in the memory of another of the same form."""
+    """The inputs of a case in the memory of another of the same form: tensors that were changed, as autograd knows."""
     done: list[TensorSpec] = []
     for (_, spec), raw in zip(case.specs, numbers, strict=True):
         if spec not in done and spec.numel:
             _write(np.frombuffer(raw, WORDS[ITEMSIZE[spec.dtype]]), spec, built.memories[spec.storage])
         done.append(spec)
+    torch.autograd.graph.increment_version(tuple(built.tensors.values()))
     return built
 
 

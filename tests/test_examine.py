@@ -68,6 +68,32 @@ def test_kernels_that_work_on_copies_and_caches_owe_their_answer_to_their_launch
     assert not verdict.findings
 
 
+REMEMBERS = """
+import weakref
+from fuzzrope.specimens.tiled import TiledRope
+
+class ModelNew(TiledRope):
+    known = None
+
+    def forward(self, q, k, cos, sin):
+        there = [(weakref.ref(x), VERSION, q.shape[2]) for x in (cos, sin)]
+        if self.known is None or self.known[0] != there:
+            self.known = there, cos.clone(), sin.clone()
+        turned = super().forward(q, k, *self.known[1:])
+        return *turned[:2], cos[: q.shape[2]], sin[: q.shape[2]]
+"""
+
+
+@pytest.mark.parametrize(("version", "found"), [("x._version", set()), ("0", {f"stateful:{SAME_MEMORY}"})])
+def test_a_cache_has_to_notice_that_a_tensor_was_changed_and_is_right_if_it_does(runner, tmp_path, version, found):
+    path = tmp_path / "candidate.py"
+    path.write_text(REMEMBERS.replace("VERSION", version))
+    target = find(str(path))
+    runner.turn_to(target)
+    verdict = examine_afresh(CASE, runner, target, Settings(), (f"stateful:{SAME_MEMORY}",))
+    assert {bucket for bucket in verdict.buckets if bucket.startswith("stateful")} == found
+
+
 def test_idle_launches_tell_nothing_where_an_output_is_small(runner):
     target = find(str(FILES["kernel_for_show"]))
     runner.turn_to(target)
