@@ -15,6 +15,7 @@ KINDS: dict[str, str] = {
     "launch": "it launched a grid or block that real hardware refuses",
     "race": "programs of one launch wrote, or wrote and read, the same memory",
     "overflow": "32-bit index arithmetic wrapped",
+    "assumption": "it told the compiler to assume what does not hold",
     "uninitialized": "its output holds memory that nothing wrote",
     "mutation": "it changed an input",
     "alias": "an output shares memory it must not share, or does not share what it must",

@@ -1,4 +1,4 @@
-"""Operations that say something about a run: assertions and prints of a kernel."""
+"""Operations that say something about a run: assertions, assumptions and prints of a kernel."""
 
 from __future__ import annotations
 
@@ -14,18 +14,27 @@ class DeviceAssertError(RuntimeError):
 
 
 class Debugging:
-    """The part of a machine that checks what a kernel asserts."""
+    """The part of a machine that checks what a kernel asserts or assumes."""
 
     def check(self: Any, site: Any, cond: Any, act: Array | None, text: str) -> None:
         """``tl.device_assert``."""
-        cond = np.atleast_1d(cond)
-        failed = ~cond
-        m = self.mask(None, act, failed.ndim)
-        if m is not None:
-            failed = failed & m
+        failed = self._failed(cond, act)
         if failed.any():
             _, program = self._first(failed)
             raise DeviceAssertError(f"device-side assert triggered: {text} ({site.text()}, {program})")
+
+    def assume(self: Any, site: Any, cond: Any, act: Array | None) -> None:
+        """``tl.assume``: the compiler may do anything where it does not hold."""
+        failed = self._failed(cond, act)
+        if failed.any():
+            _, program = self._first(failed)
+            self.report("assumption", site, f"what it assumes does not hold in {program}", self._lanes(failed))
+
+    def _failed(self: Any, cond: Any, act: Array | None) -> Array:
+        """Where a condition does not hold, among the programs and lanes that are there."""
+        failed = ~np.atleast_1d(np.asarray(cond, bool))
+        m = self.mask(None, act, failed.ndim)
+        return failed if m is None else failed & m
 
     def show(self, text: str, act: Array | None) -> None:
         """``tl.device_print``: what it prints is no part of a kernel's contract, and is dropped."""

@@ -134,6 +134,12 @@ def _print(tr: Translator, op: Op) -> None:
     tr.line(f"rt.show({text}, {tr.act})")
 
 
-@emits("ttg.barrier", "gpu.barrier", "ttg.local_barrier", "llvm.intr.assume", "tt.debug_barrier")
+@emits("llvm.intr.assume")
+def _assume(tr: Translator, op: Op) -> None:
+    (cond,) = tr.ins(op)
+    tr.line(f"rt.assume({tr.site(op, 'assume')}, {cond.code}, {tr.act})")
+
+
+@emits("ttg.barrier", "gpu.barrier", "ttg.local_barrier", "tt.debug_barrier")
 def _nothing(tr: Translator, op: Op) -> None:
     """In lockstep every program of a block is always at the same place."""

@@ -22,7 +22,7 @@ from fuzzrope.interpreter.dialects import translate
 from fuzzrope.interpreter.ir import Type, read
 from fuzzrope.interpreter.places import frame_of, show
 
-VERSION = "15"  # of everything that is cached: raise it when translation changes
+VERSION = "16"  # of everything that is cached: raise it when translation changes
 CACHED_ELEMENTS = 2**17  # of one value in one chunk: what the second-level cache of a core likes
 
 

@@ -10,7 +10,7 @@ from fuzzrope.findings import Finding, finding
 from fuzzrope.outcome import Outcome
 
 #: What an engine notices under the name of its kind; every other name is a direction of an access out of bounds.
-NOTICED = ("launch", "race", "overflow", "uninitialized")
+NOTICED = ("launch", "race", "overflow", "assumption", "uninitialized")
 
 
 def judge_accesses(outcome: Outcome) -> list[Finding]:

@@ -244,3 +244,24 @@ def test_functions_of_libdevice_on_integers_and_their_conversions(engine):
     expected += [(wide * wide - wide).astype(np.float32).view(np.int32), np.trunc(wide * 2.0 ** (n & 3))]
     for row, right in zip(out.numpy(), expected, strict=True):
         np.testing.assert_array_equal(row, np.asarray(right).astype(np.int64))
+
+
+@triton.jit
+def assuming_kernel(x_ptr, n):
+    pid = tl.program_id(0)
+    tl.assume(n % 8 == 0)
+    if pid == 2:
+        tl.assume(pid > n)
+    tl.store(x_ptr + pid, pid)
+
+
+def test_an_assumption_that_does_not_hold_is_told_by_the_program_that_makes_it(engine):
+    x = torch.zeros(3, dtype=torch.int32)
+    assuming_kernel[(2,)](x, 16)
+    assert not engine.accesses
+    assuming_kernel[(3,)](x, 16)
+    ((what, message),) = [(entry["what"], entry["message"]) for entry in engine.accesses.values()]
+    assert (what, message) == ("assumption", "what it assumes does not hold in program (2, 0, 0)")
+    engine.reset()
+    assuming_kernel[(2,)](x, 12)
+    assert [entry["what"] for entry in engine.accesses.values()] == ["assumption"]
