@@ -21,6 +21,8 @@ from tests.gauntlet.kinds import FAIR, STRICT
 
 HERE = Path(__file__).parent
 FILES = {path.stem: path for folder in ("bad", "good") for path in sorted((HERE / folder).glob("*.py"))}
+#: Bad files that nothing is found in yet. What finds one moves it to ``bad``.
+EVADES = {path.stem: path for path in sorted((HERE / "evades").glob("*.py"))}
 SECONDS = 60.0
 
 
