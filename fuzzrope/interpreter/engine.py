@@ -29,7 +29,7 @@ from fuzzrope.interpreter.machine import Machine
 from fuzzrope.interpreter.places import caller
 from fuzzrope.interpreter.program import KIND, Program, is_intact, pack
 from fuzzrope.interpreter.races import Log
-from fuzzrope.interpreter.resources import LIMIT, shared_bytes
+from fuzzrope.interpreter.resources import LIMIT, MAX_THREADS, WARP, shared_bytes
 from fuzzrope.interpreter.translate import UnknownOperationError
 from fuzzrope.interpreter.warps import DeadlockError
 
@@ -280,10 +280,11 @@ class Kernel:
         programs = grid[0] * grid[1] * grid[2]
         if programs == 0:
             return
-        if self.shared > LIMIT:
-            message = f"a block takes {self.shared} bytes of shared memory, {LIMIT} is the limit"
-            engine.record("launch", name, caller(), message, 1)
-            raise OutOfResources(self.shared, LIMIT, "shared memory")
+        threads = self.packed_metadata[0] * WARP
+        for needed, most, what in ((threads, MAX_THREADS, "threads"), (self.shared, LIMIT, "bytes of shared memory")):
+            if needed > most:
+                engine.record("launch", name, caller(), f"a block takes {needed} {what}, {most} is the limit", 1)
+                raise OutOfResources(needed, most, what.removeprefix("bytes of "))
         function, sites = program.variant(values, grid)
 
         def report(what: str, site: Any, message: str, lanes: int) -> None:

@@ -21,6 +21,7 @@ from fuzzrope.interpreter.ir import Module, read, split_types
 from fuzzrope.interpreter.values import BITS
 
 LIMIT = 232448  # bytes a block may take on an H100 or H200
+MAX_THREADS, WARP = 1024, 32  # of a block
 _KEPT: tuple[str, ...] = (
     "tt.dot",
     "tt.dot_scaled",

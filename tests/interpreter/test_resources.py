@@ -104,3 +104,13 @@ def test_shared_memory_is_what_a_kernel_compiled_to_the_end_has(kernel, signatur
     target, options = GPUTarget("cuda", 90, 32), {"num_warps": warps, "num_stages": stages}
     found = resources.laid_out(Variant(source(), target, options))
     assert found == triton.compile(source(), target=target, options=options).metadata.shared > 0
+
+
+def test_more_threads_than_a_block_has_are_refused(engine):
+    x = torch.ones(64)
+    copy_kernel[(1,)](x, torch.empty_like(x), 64, num_warps=32)
+    assert not engine.accesses
+    with pytest.raises(OutOfResources, match="threads"):
+        copy_kernel[(1,)](x, torch.empty_like(x), 64, num_warps=64)
+    ((what, message),) = [(entry["what"], entry["message"]) for entry in engine.accesses.values()]
+    assert (what, message) == ("launch", "a block takes 2048 threads, 1024 is the limit")
