@@ -209,6 +209,9 @@ def _judge_sharing(name: str, output: Output, operation: Operation, target: Targ
         others = [f"output {other[1:]}" if other.startswith("#") else other for other in shares]
         if others:
             return [finding("alias", f"{name} shares memory with {', '.join(others)}", output=name)]
+        if 0 not in output.shape and any(n > 1 and not s for n, s in zip(output.shape, output.strides, strict=False)):
+            message = f"{name} has one memory for several elements, strides {output.strides}: it cannot be written to"
+            return [finding("alias", message, output=name, detail="itself")]
     elif target.level == "strict" and shares.get(source) != 0 and 0 not in output.shape:
         return [finding("alias", f"{name} is no view of the input {source}", output=name)]
     return []

@@ -88,6 +88,11 @@ def test_each_departure_is_found_alone_and_named(bucket):
     assert buckets(WRONG[bucket]) == {bucket}
 
 
+def test_an_output_that_cannot_be_written_to_is_found_at_every_level():
+    assert buckets(with_output(0, strides=(24, 0, 4, 1)), VALUES) == {"alias:q:itself"}
+    assert buckets(with_output(0, strides=(0, 12, 4, 1)), VALUES) == set()  # of one element along it
+
+
 @pytest.mark.parametrize("bucket", ["layout:q", "alias:cos"])
 def test_the_values_level_forgives_layout_and_views(bucket):
     assert buckets(WRONG[bucket], VALUES) == set()
