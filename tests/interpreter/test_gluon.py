@@ -125,6 +125,28 @@ def test_a_part_that_a_buffer_has_not_is_out_of_bounds(engine):
 
 
 @gluon.jit
+def by_index_kernel(x_ptr, index_ptr, y_ptr):
+    at = places(16, 32, WIDE)
+    index = gl.load(index_ptr + at)
+    buffer = gl.allocate_shared_memory(gl.float32, [16, 32], SHARED, value=gl.load(x_ptr + at))
+    gl.store(y_ptr + at, buffer.gather(index, 1))
+    buffer.scatter(gl.load(x_ptr + at) * 2, index, 1)
+    gl.store(y_ptr + 512 + at, buffer.load(WIDE))
+
+
+def test_elements_are_gathered_and_scattered_by_index_and_inside_their_buffer(engine):
+    x, y = numbers(ROWS, COLUMNS), torch.zeros(2, ROWS, COLUMNS)
+    index = torch.stack([torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(row)) for row in range(ROWS)])
+    by_index_kernel[(1,)](x, index.int(), y)
+    assert torch.equal(y[0], x.gather(1, index))
+    assert torch.equal(y[1], x.scatter(1, index, 2 * x))
+    assert not engine.accesses
+    index[3, 5] = COLUMNS
+    by_index_kernel[(1,)](x, index.int(), y)
+    assert {entry["what"] for entry in engine.accesses.values()} == {"load", "store"}
+
+
+@gluon.jit
 def unwritten_kernel(y_ptr):
     buffer = gl.allocate_shared_memory(gl.float32, [16, 32], SHARED)
     gl.store(y_ptr + places(16, 32, WIDE), buffer.load(WIDE))
