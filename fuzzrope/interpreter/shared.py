@@ -73,22 +73,19 @@ class SharedMemory:
 
     def piece_load(self: Any, site: Any, piece: Piece) -> Array:
         """What a piece holds (programs, *shape)."""
-        if self.role is not None:
-            self.touch(site, piece, "read")
+        self.touch(site, piece, "read")
         values: Array = piece.cells[self._cells(piece.at)]
         return values
 
     def piece_store(self: Any, site: Any, piece: Piece, value: Array, act: Array | None) -> None:
         """Write carried values."""
-        if self.role is not None:
-            self.touch(site, piece, "write")
+        self.touch(site, piece, "write")
         self._put(piece.cells, piece.at, value, act)
 
     def piece_gather(self: Any, site: Any, piece: Piece, index: Array, axis: int, act: Array | None) -> Array:
         """The elements whose place along an axis is told, all other places being their own."""
         chosen = self._chosen(site, piece, index, axis, act)
-        if self.role is not None:
-            self.touch(site, Piece(piece.cells, chosen), "read")
+        self.touch(site, Piece(piece.cells, chosen), "read")
         values: Array = piece.cells[self._cells(chosen)]
         return values
 
@@ -97,8 +94,7 @@ class SharedMemory:
     ) -> None:
         """Write to such elements; of several values for one, any may win, and here the last does."""
         chosen = self._chosen(site, piece, index, axis, act)
-        if self.role is not None:
-            self.touch(site, Piece(piece.cells, chosen), "write")
+        self.touch(site, Piece(piece.cells, chosen), "write")
         self._put(piece.cells, chosen, value, act)
 
     def _chosen(self: Any, site: Any, piece: Piece, index: Array, axis: int, act: Array | None) -> Array:
@@ -152,8 +148,7 @@ class SharedMemory:
 
     def copy_begin(self: Any, site: Any, piece: Piece, values: Array, act: Array | None) -> None:
         """Begin a copy; it belongs to the group that each program will commit next."""
-        if self.role is not None:
-            self.touch(site, piece, "write")
+        self.touch(site, piece, "write")
         values = np.broadcast_to(values, (len(self._running()), *piece.at.shape[1:]))
         group = np.where(self._active(act), self.groups, -1)
         self.copies.append(Copy(piece, self._by_program(values), group))

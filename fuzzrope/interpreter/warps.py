@@ -266,7 +266,9 @@ class Warps:
         return found
 
     def touch(self: Any, site: Any, piece: Piece, how: str, bulk: bool = False) -> None:
-        """Note an access, and report one that nothing orders with an earlier one."""
+        """Note an access, and report one that nothing orders with an earlier one, where that is followed."""
+        if self.role is None:
+            return
         traces, role, at = self._traces(piece.cells), self.role, piece.at.reshape(-1)
         other = self._unseen_write(traces, at)
         if other is None and how == "write":
