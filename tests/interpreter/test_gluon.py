@@ -134,6 +134,7 @@ def by_index_kernel(x_ptr, index_ptr, y_ptr):
     gl.store(y_ptr + 512 + at, buffer.load(WIDE))
 
 
+@pytest.mark.skipif(not hasattr(gl.shared_memory_descriptor, "gather"), reason="Triton has it since 3.7")
 def test_elements_are_gathered_and_scattered_by_index_and_inside_their_buffer(engine):
     x, y = numbers(ROWS, COLUMNS), torch.zeros(2, ROWS, COLUMNS)
     index = torch.stack([torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(row)) for row in range(ROWS)])
