@@ -6,7 +6,7 @@
 ``import kernels.ModelNew`` and ``from kernels import ModelNew`` both give the class.
 """
 
-from kernels import fused_operators, operators
+from kernels import fused_operators, hopper, operators
 from kernels.ModelNew import ModelNew
 from kernels.rope import rope
 from kernels.rope_attention import rope_attention
@@ -14,4 +14,4 @@ from kernels.rope_qk import rope_qk
 
 __version__ = "0.1.0"
 
-__all__ = ["ModelNew", "__version__", "fused_operators", "operators", "rope", "rope_attention", "rope_qk"]
+__all__ = ["ModelNew", "__version__", "fused_operators", "hopper", "operators", "rope", "rope_attention", "rope_qk"]

@@ -28,6 +28,7 @@ from kernels.fused import (
 from kernels.launch import TL_DTYPES, Prepared, ceil_div, resolved, start_even
 from kernels.rotation import cells, factor, rows_at
 from kernels.softmax import COMBINED_ROWS, LEAST, LN_2, LOG2_E, capped, choose_splits, combine_kernel, level
+from kernels.special import Special, Wish, special_for
 from kernels.tiles import (
     columns,
     key_tiles,
@@ -40,7 +41,7 @@ from kernels.tiles import (
     seen_from,
     whole_tiles,
 )
-from kernels.tiling import SHIPPED, Pins, Tiles
+from kernels.tiling import SHIPPED, Pins, Tiles, architecture
 
 NAME = "rope_attention"
 
@@ -197,6 +198,7 @@ class Plan(NamedTuple):
     """What a call does for inputs of one form; ``even`` layouts are as VECTOR promises, if the addresses are too.
 
     ``splits`` programs share the keys of a tile; where they are several, a second launch joins what they found.
+    ``special`` does all this instead, for a ``wish``, where addresses are as VECTOR promises.
     """
 
     call: Call
@@ -204,6 +206,8 @@ class Plan(NamedTuple):
     launch: Prepared
     join: Prepared
     even: bool
+    wish: Wish
+    special: Special | None
 
 
 @lru_cache(maxsize=1024)
@@ -235,7 +239,9 @@ def make_plan(
     constants = {"BLOCK_R": COMBINED_ROWS, "BLOCK_V": block_of(call.width_v)}
     numbers = count, call.width_v, splits
     join = Prepared(combine_kernel, ceil_div(count, COMBINED_ROWS), numbers, constants, {})
-    return Plan(call, splits, launch, join, even)
+    wish = Wish(forms, out, problem.scale, causal, q_offset, window is None and softcap is None)
+    special = special_for("attention", architecture(device), wish, pins)
+    return Plan(call, splits, launch, join, even, wish, special)
 
 
 def plan_attention(
@@ -264,13 +270,17 @@ def launch_attention(
     lse = torch.empty(shape, dtype=work_dtype(problem.dot), device=device)
     if not plan.launch.programs:
         return o, lse
+    inputs = resolved(q, k, v, cos, sin)
+    if plan.special is not None and start_even(inputs):
+        plan.special.run(plan.wish, *inputs, o, lse)
+        return o, lse
     found: tuple[torch.Tensor, ...] = (o, lse, lse)
     if splits > 1:
         found = (
             torch.empty((splits, *o.shape), dtype=work_dtype(call.value), device=device),
             *(torch.empty((splits, *shape), dtype=lse.dtype, device=device) for _ in range(2)),
         )
-    tensors = *resolved(q, k, v, cos, sin), *found
+    tensors = *inputs, *found
     vector = plan.even and start_even(tensors)
     plan.launch.run(tensors, VECTOR=vector, PRECISION=dot_precision(problem.dot, call.value))
     if splits > 1:

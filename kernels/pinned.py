@@ -1,7 +1,8 @@
 """The kernels with tiles of one's choice, for tests and measurements: no part of what is shipped.
 
-Every attribute ``NAME@WHICH`` is a function of this module that is called like ``kernels.NAME``; WHICH is ``any``, or
-tiles such as ``qk=64x128x8x2`` (rows, keys, warps, stages, and steps where there are five), joined by commas.
+Every attribute ``NAME@WHICH`` is a function of this module that is called like ``kernels.NAME``; WHICH is ``any``,
+``special`` (kernels for one device alone wherever they can run, :mod:`kernels.special`), or tiles such as
+``qk=64x128x8x2`` (rows, keys, warps, stages, and steps where there are five), joined by commas.
 ``any`` takes another of the tiles that can be shipped for each form of a call: half of the calls run as shipped, the
 others take one by a checksum of shapes, strides, dtypes and options, so that the same call always has the same.
 """
@@ -67,9 +68,9 @@ def drawn(arguments: tuple[Any, ...], options: dict[str, Any]) -> Pins:
 
 
 def pinned(name: str, which: str) -> Callable[..., Any]:
-    """A function of ``CALLS`` with ``any`` or certain tiles; raises ValueError for what is neither."""
+    """A function of ``CALLS`` with ``any``, ``special`` or certain tiles; raises ValueError for what is none."""
     call = CALLS[name]
-    fixed = None if which == "any" else parse(which)
+    fixed = None if which == "any" else Pins(special=True) if which == "special" else parse(which)
 
     def with_tiles(*arguments: Any, **options: Any) -> Any:
         return call(*arguments, pins=drawn(arguments, options) if fixed is None else fixed, **options)

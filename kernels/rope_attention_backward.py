@@ -228,14 +228,18 @@ def key_gradient_kernel(
         tl.store(dv_rows + d, dv.to(dv_ptr.dtype.element_ty), mask=mask)
 
 
-def choose_tiles(half: int, width_v: int, dtype: torch.dtype) -> Tiles:
-    """The rule for a tile of either kernel: what shared memory and registers of compute capability 9.0 hold."""
+def choose_tiles(half: int, width_v: int, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
+    """The rules for tiles of both kernels: what shared memory and registers of compute capability 9.0 hold."""
     size, narrow = dtype.itemsize, half <= 64 and width_v <= 128
+    if size == 2 and narrow:  # what is kept through the loop is the longer side
+        return Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 2)
     if size == 2:
-        return Tiles(64, 128, 8, 1) if narrow else Tiles(32, 32, 8, 1)
-    if not narrow:
-        return Tiles(16, 16, 8, 1)
-    return Tiles(32, 32, 8, 1) if size == 4 else Tiles(16, 16, 4, 1)
+        rule = Tiles(32, 32, 8, 1)
+    elif not narrow:
+        rule = Tiles(16, 16, 8, 1)
+    else:
+        rule = Tiles(32, 32, 8, 1) if size == 4 else Tiles(16, 16, 4, 1)
+    return rule, rule
 
 
 def gradients(
@@ -255,8 +259,11 @@ def gradients(
     needs = (*needs[:2], needs[2] and used, *needs[3:])
     problem = call.problem
     batch, heads, group, rows, keys = problem[:5]
-    rule, width = choose_tiles(problem.half, call.width_v, call.out), max(2 * problem.half, call.width_v)
-    by_q, by_k = (problem.tiles(f"attention_{name}", q.device, call.out, width, rule) for name in ("dq", "dk"))
+    rules, width = choose_tiles(problem.half, call.width_v, call.out), max(2 * problem.half, call.width_v)
+    by_q, by_k = (
+        problem.tiles(f"attention_{name}", q.device, call.out, width, rule)
+        for name, rule in zip(("dq", "dk"), rules, strict=True)
+    )
     operands = resolved(q, k, v, cos, sin)
     do, dlse = o if do is None else do.resolve_neg(), dlse.resolve_neg()
     grad = work_dtype(call.out)

@@ -30,8 +30,9 @@ from kernels.fused import (
 )
 from kernels.launch import TL_DTYPES, Prepared, can_launch, ceil_div, resolved, start_even
 from kernels.rotation import cells, rows_at
+from kernels.special import Special, Wish, special_for
 from kernels.tiles import lanes_of, load_keys, load_queries, packed_rows, program, seen_from
-from kernels.tiling import SHIPPED, Pins, Tiles
+from kernels.tiling import SHIPPED, Pins, Tiles, architecture
 
 __all__ = ["rope_qk"]
 
@@ -155,12 +156,17 @@ def rope_qk(
 
 
 class Plan(NamedTuple):
-    """What a call does for inputs of one form; ``even`` layouts are as VECTOR promises, if the addresses are too."""
+    """What a call does for inputs of one form; ``even`` layouts are as VECTOR promises, if the addresses are too.
+
+    ``special`` does it instead, for a ``wish``, where addresses are so.
+    """
 
     problem: Problem
     dtype: torch.dtype
     launch: Prepared
     even: bool
+    wish: Wish
+    special: Special | None
 
 
 @lru_cache(maxsize=1024)
@@ -184,7 +190,10 @@ def make_plan(
     constants |= {"BLOCK_D": block_of(problem.half), **tiles.options}
     even = are_even((q_steps, k_steps, problem.tables[:2], problem.tables[2:]), (problem.half, keys))
     numbers = (*problem.sizes, problem.scale, steps, *q_steps, *k_steps, *problem.tables)
-    return Plan(problem, out_dtype or problem.dot, Prepared(qk_kernel, programs, numbers, constants, {}), even)
+    dtype = out_dtype or problem.dot
+    wish = Wish(forms, dtype, problem.scale, causal, q_offset, True)
+    special = special_for("qk", architecture(device), wish, pins)
+    return Plan(problem, dtype, Prepared(qk_kernel, programs, numbers, constants, {}), even, wish, special)
 
 
 def plan_scores(
@@ -242,7 +251,11 @@ def launch_qk(plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, s
     problem = plan.problem
     shape = problem.batch, problem.heads * problem.group, problem.rows, problem.keys
     out = torch.empty(shape, dtype=plan.dtype, device=q.device)
-    tensors = *resolved(q, k, cos, sin), out
+    inputs = resolved(q, k, cos, sin)
+    if plan.special is not None and out.numel() and start_even(inputs):
+        plan.special.run(plan.wish, *inputs, out)
+        return out
+    tensors = *inputs, out
     vector = plan.even and start_even(tensors)
     plan.launch.run(tensors, VECTOR=vector, PRECISION=dot_precision(problem.dot))
     return out

@@ -44,11 +44,13 @@ class Tiles(NamedTuple):
 class Pins(NamedTuple):
     """Tiles that a call is to have whatever the table says: those named by kernel, and of others the ``number``-th.
 
-    ``number`` counts, round and round, what :func:`shippable` lists; below 0 it says nothing.
+    ``number`` counts, round and round, what :func:`shippable` lists; below 0 it says nothing. ``special``: kernels for
+    one device alone (:mod:`kernels.special`) run wherever they can, not only where they are quicker.
     """
 
     named: tuple[tuple[str, Tiles], ...] = ()
     number: int = -1
+    special: bool = False
 
 
 SHIPPED = Pins()

@@ -135,7 +135,7 @@ def bench(
 ) -> None:
     """Measure the kernels beside their peers, on a GPU.
 
-    GROUP is rope, scores, attention, backward or drafts; all if none is given. Results are held against float64 before
+    GROUP is rope, scores, attention or backward; all if none is given. Results are held against float64 before
     anything is timed. The report is written after each row, so an interruption loses nothing that is printed.
 
     Exit codes: 0 done, 1 a kernel of ours is wrong or failed, 2 interrupted, 4 usage, 5 no GPU.

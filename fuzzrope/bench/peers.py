@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from fuzzrope.bench.inputs import Inputs
-from fuzzrope.bench.rows import COMPILED, DRAFT, FLEX, Row
+from fuzzrope.bench.rows import COMPILED, FLEX, Row
 from kernels import reference, rope, rope_attention, rope_qk
 from kernels.forms import Meta
 from kernels.launch import TL_DTYPES
@@ -244,29 +244,6 @@ def _our_scores(row: Row) -> Call:
     return lambda x: (rope_qk(x.q, x.k, x.cos, x.sin, scale=1.0, causal=row.causal, q_offset=row.offset),)
 
 
-def _drafted_scores(row: Row) -> Call:
-    from fuzzrope.specimens import qk_hopper  # for compute capability 9.0 alone
-
-    def call(x: Inputs) -> tuple[Tensor, ...]:
-        if not qk_hopper.serves(x.q, x.k, x.cos, x.sin, x.q.dtype):
-            raise ValueError("the draft does not take these inputs")
-        return (qk_hopper.scores(x.q, x.k, x.cos, x.sin, 1.0, row.causal, row.offset),)
-
-    return call
-
-
-def _drafted_attention(row: Row) -> Call:
-    from fuzzrope.specimens import attention_hopper  # likewise
-
-    def call(x: Inputs) -> tuple[Tensor, ...]:
-        if not attention_hopper.serves(x.q, x.k, x.v, x.cos, x.sin):
-            raise ValueError("the draft does not take these inputs")
-        scale = row.width**-0.5
-        return (attention_hopper.attention(x.q, x.k, x.v, x.cos, x.sin, scale, row.causal, row.offset),)
-
-    return call
-
-
 def _our_attention(row: Row) -> Call:
     def call(x: Inputs) -> tuple[Tensor, ...]:
         o = rope_attention(x.q, x.k, x.v, x.cos, x.sin, causal=row.causal, q_offset=row.offset)
@@ -285,7 +262,6 @@ PEERS: tuple[Peer, ...] = (
     Peer("unfused", "rope", unfused),
     Peer("Liger", "rope", liger, backward=True),
     Peer("kernels.rope_qk", "scores", _our_scores, ours=True, backward=True),
-    Peer("draft in Gluon", "scores", _drafted_scores, costly=DRAFT),
     Peer("kernels.rope + matmul", "scores", then(best, by_matmul)),
     Peer("kernels.rope + matmul", "scores", then(plain(ours), by_matmul), backward=True, forward=False),
     Peer("eager + matmul", "scores", then(plain(eager), by_matmul), backward=True),
@@ -294,7 +270,6 @@ PEERS: tuple[Peer, ...] = (
     Peer("Liger + matmul", "scores", then(liger, by_matmul)),
     Peer("matmul, no RoPE", "scores", then(plain(none), by_matmul), rotates=False, backward=True),
     Peer("kernels.rope_attention", "attention", _our_attention, ours=True, decodes=True, backward=True),
-    Peer("draft in Gluon", "attention", _drafted_attention, costly=DRAFT),
     Peer("kernels.rope + cuDNN", "attention", then(best, _CUDNN), decodes=True),
     Peer("kernels.rope + flash", "attention", then(best, _FLASH), decodes=True),
     Peer("kernels.rope + cuDNN", "attention", then(plain(ours), _CUDNN), backward=True, forward=False),

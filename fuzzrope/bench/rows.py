@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-GROUPS = ("rope", "scores", "attention", "backward", "drafts")  # drafts come last: one that hangs costs no other row
+GROUPS = ("rope", "scores", "attention", "backward")
 COMPILED, FLEX = "compiled", "flex"  # peers that take seconds to compile, and are asked for row by row
-DRAFT = "draft"  # those that are no part of ``kernels`` yet, likewise
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Row:
 
     Attributes:
         group: where it is listed, one of ``GROUPS``.
-        of: the operation that a row of ``backward`` differentiates, or of which it has drafts; else the group's.
+        of: the operation that a row of ``backward`` differentiates; else the group's.
         offset: the position of q's first row.
         strided: q and k lie in memory as (batch, rows, heads, width).
         launch: what a call takes from the first launch to the last answer is measured, not the GPU's time alone.
@@ -117,19 +116,5 @@ ROWS: tuple[Row, ...] = (
         _square("backward", 4, "32", 1024, 128, of="attention"),
         _square("backward", 2, "32", 2048, 128, of="attention"),
         _square("backward", 2, "32", 4096, 128, of="attention"),
-    ),
-    _square("drafts", 8, "32", 256, 128, of="scores", costly=(DRAFT,)),
-    _square("drafts", 4, "32", 1024, 128, of="scores", costly=(DRAFT,)),
-    _square("drafts", 1, "32", 4096, 128, of="scores", costly=(DRAFT,)),
-    _square("drafts", 4, "32", 1024, 64, of="scores", costly=(DRAFT,)),
-    _square("drafts", 4, "32/8", 1024, 128, of="scores", costly=(DRAFT,)),
-    _square("drafts", 4, "32", 1000, 128, of="scores", costly=(DRAFT,)),
-    *_both_masks(
-        _square("drafts", 16, "32", 128, 128, of="attention", costly=(DRAFT,)),
-        _square("drafts", 8, "32", 512, 128, of="attention", costly=(DRAFT,)),
-        _square("drafts", 4, "32", 1024, 128, of="attention", costly=(DRAFT,)),
-        _square("drafts", 2, "32", 4096, 128, of="attention", costly=(DRAFT,)),
-        _square("drafts", 4, "32", 2048, 64, of="attention", costly=(DRAFT,)),
-        _square("drafts", 4, "32/8", 1024, 128, of="attention", costly=(DRAFT,)),
     ),
 )

@@ -49,7 +49,7 @@ TABLE: dict[tuple[str, int, int, int], tuple[tuple[int, tuple[int, int, int, int
 def kernels_of(row: Row) -> tuple[str, ...]:
     """The kernels that a row tunes: none if its lengths are ragged, its tables' own, or another row has it."""
     length = max(row.rows, row.keys)
-    if length & (length - 1) or row.launch or row.strided or row.group == "drafts":
+    if length & (length - 1) or row.launch or row.strided:
         return ()
     if row.operation == "rope":
         return () if row.group == "backward" else ("rope",)

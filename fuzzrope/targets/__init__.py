@@ -45,8 +45,8 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-#: What may follow a target's name and "@": other tiles for each case, or certain ones.
-_TILES = re.compile(r"any|[a-z_]+=\d+(x\d+){3,4}(,[a-z_]+=\d+(x\d+){3,4})*")
+#: What may follow a target's name and "@": other tiles for each case, kernels for one device alone, or certain tiles.
+_TILES = re.compile(r"any|special|[a-z_]+=\d+(x\d+){3,4}(,[a-z_]+=\d+(x\d+){3,4})*")
 
 
 def _with_tiles(target: Target, which: str) -> Target:
@@ -54,14 +54,15 @@ def _with_tiles(target: Target, which: str) -> Target:
     if not target.tiled:
         raise TargetError(f"{target.name}@{which}: the tiles of {target.name} cannot be chosen")
     if not _TILES.fullmatch(which):
-        raise TargetError(f"{target.name}@{which}: expected any, or KERNEL=ROWSxKEYSxWARPSxSTAGES[xSTEPS],... after @")
+        raise TargetError(f"{target.name}@{which}: expected any, special, or KERNEL=ROWSxKEYSxWARPSxSTAGES[xSTEPS],... after @")
     return replace(target, name=f"{target.name}@{which}", entry=f"kernels.pinned:{target.tiled}@{which}")
 
 
 def find(name: str) -> Target:
     """The target of this name or path; raises :class:`TargetError` with one clear line.
 
-    ``NAME@any`` and ``NAME@KERNEL=64x128x8x2`` are our kernels with other tiles than the shipped choice.
+    ``NAME@any`` and ``NAME@KERNEL=64x128x8x2`` are our kernels with other tiles than the shipped choice;
+    ``NAME@special`` takes kernels for one device alone wherever they can run.
     """
     base, at, which = name.partition("@")
     for target in REGISTERED:

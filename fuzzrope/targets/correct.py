@@ -41,7 +41,6 @@ CORRECT: tuple[Target, ...] = (
             ("twin", "Twin", "plain PyTorch"),
         )
     ),
-    _variant("qk-hopper", "qk_hopper:HopperQK", "warp groups of compute capability 9.0, in Gluon", "rope_qk"),
     *(
         _variant(f"attention-{name}", f"attention_tiled:{entry}", what, "rope_attention", name != "twin")
         for name, entry, what in (
@@ -53,7 +52,6 @@ CORRECT: tuple[Target, ...] = (
             ("twin", "Twin", "plain PyTorch"),
         )
     ),
-    _variant("attention-hopper", "attention_hopper:HopperAttention", "roles of warps, in Gluon", "rope_attention"),
     *(
         _variant(f"{prefix}-{name}", f"{entry}", what, operation, kernel=False, gradients=True)
         for prefix, operation, kind in (("qk", "rope_qk", "QK"), ("attention", "rope_attention", "Attention"))

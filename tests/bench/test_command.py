@@ -46,7 +46,7 @@ def test_bad_input_is_one_line_and_exit_code_4(tmp_path, arguments):
 def test_rows_are_chosen_by_group_and_by_a_part_of_their_name():
     assert chosen((), None) == list(ROWS)
     assert {row.group for row in chosen(("rope", "scores"), None)} == {"rope", "scores"}
-    assert {row.group for row in chosen((), "scores (4")} == {"scores", "backward", "drafts"}
+    assert {row.group for row in chosen((), "scores (4")} == {"scores", "backward"}
     assert len(chosen(("attention",), "(1,32,16384,128) bfloat16 causal")) == 1
 
 

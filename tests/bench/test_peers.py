@@ -9,7 +9,7 @@ from fuzzrope.bench.gate import error_of, passes, truth
 from fuzzrope.bench.inputs import make
 from fuzzrope.bench.peers import PEERS, Peer, best, by_sdpa, plain, then, written
 from fuzzrope.bench.peers import eager as eager_rotation
-from fuzzrope.bench.rows import COMPILED, DRAFT, FLEX, ROWS, Row
+from fuzzrope.bench.rows import COMPILED, FLEX, ROWS, Row
 from fuzzrope.bench.session import run_of
 from tests.bench.simulated import SMALL
 
@@ -40,16 +40,6 @@ def test_peers_that_launch_kernels_are_right_on_the_engine(engine, peer, name):
         check(peer, row)
 
 
-@pytest.mark.parametrize("of", ["scores", "attention"])
-def test_a_draft_is_right_on_the_engine_and_refuses_what_it_does_not_take(engine, of):
-    (draft,) = (peer for peer in PEERS if peer.costly == DRAFT and peer.operation == of)
-    check(draft, Row("drafts", 2, 4, 2, 70, 136, 64, of=of, causal=of == "attention", costly=(DRAFT,)))
-    assert [launch["kernel"] for launch in engine.launches] == ["hopper_kernel"]
-    refused = Row("drafts", 2, 4, 2, 70, 136, 64, "float32", of=of, costly=(DRAFT,))
-    with pytest.raises(ValueError, match="the draft does not take these inputs"):
-        run_of(draft.make(refused), refused, make(refused, "cpu", 0))()
-
-
 def test_the_best_separate_rotation_is_contiguous_and_bit_for_bit_eager(engine):
     for name in ("rope", "rope of groups", "rope in float32", "one row"):
         row = SMALL[name]
@@ -71,7 +61,7 @@ def test_a_separate_rotation_before_attention_of_one_row_is_the_whole_row(engine
 
 
 def test_peers_that_compile_for_seconds_come_where_a_row_asks_for_them():
-    for word in (COMPILED, DRAFT, FLEX):
+    for word in (COMPILED, FLEX):
         serving = [row for row in ROWS if any(peer.costly == word and peer.serves(row) for peer in PEERS)]
         assert serving
         assert all(word in row.costly for row in serving)

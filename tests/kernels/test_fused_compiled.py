@@ -272,7 +272,8 @@ def test_tiles_are_powers_of_two_of_16_and_more():
             tiles.append(MODULES["rope_qk"].choose_tiles(half, dtype, packed))
             tiles += [MODULES["attention_launch"].choose_tiles(half, v, dtype, packed) for v in (0, 64, 256)]
         tiles.append(MODULES["rope_qk_backward"].choose_tiles(half, dtype))
-        tiles += [MODULES["rope_attention_backward"].choose_tiles(half, v, dtype) for v in (0, 64, 256)]
+        for width_v in (0, 64, 256):
+            tiles += MODULES["rope_attention_backward"].choose_tiles(half, width_v, dtype)
         assert block_of(half) >= max(half, 16)
     for size in {size for tile in tiles for size in tile[:3]} | {block_of(n) for n in range(MAX_WIDTH + 1)}:
         assert size & (size - 1) == 0

@@ -1,0 +1,8 @@
+"""Kernels for compute capability 9.0, in Gluon; importing this adds them to :mod:`kernels.special`."""
+
+from kernels.hopper import attention, qk
+from kernels.special import SPECIAL, Special
+from kernels.tiling import HOPPER
+
+SPECIAL["attention"] = [Special(HOPPER, attention.serves, attention.pays, attention.run)]
+SPECIAL["qk"] = [Special(HOPPER, qk.serves, qk.pays, qk.run)]

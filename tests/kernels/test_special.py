@@ -1,0 +1,212 @@
+"""Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from fuzzrope.judge import judge
+from fuzzrope.targets import Target, find
+from kernels import pinned, special
+from kernels.forms import Meta
+from kernels.hopper import attention, qk
+from kernels.special import SPECIAL, Wish, special_for
+from kernels.tiling import HOPPER, SHIPPED, Pins
+from tests import special as command
+from tests.special import ATTENTION, BY_HAND, KERNELS, QK, case, drawn
+
+NAMES = {QK: "qk", ATTENTION: "attention"}
+MODULES = {QK: qk, ATTENTION: attention}
+ANY = Pins(special=True)
+
+
+def wish(*shapes: tuple[int, ...], dtype=torch.bfloat16, causal=False, q_offset=0, plain=True, **strides) -> Wish:
+    names = ("q", "k", "v", "cos", "sin") if len(shapes) == 5 else ("q", "k", "cos", "sin")
+    forms = {
+        name: Meta(shape, strides.get(name, torch.empty(shape, device="meta").stride()), dtype)
+        for name, shape in zip(names, shapes, strict=True)
+    }
+    return Wish(forms, dtype, 1.0, causal, q_offset, plain)
+
+
+def attention_wish(rows=512, keys=512, width=128, width_v=128, table=512, **changes) -> Wish:
+    q, k, v = ((1, 2, n, w) for n, w in ((rows, width), (keys, width), (keys, width_v)))
+    return wish(q, k, v, (table, width // 2), (table, width // 2), **changes)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_they_are_taken_and_right(runner, name):
+    asked = BY_HAND[name]
+    target = find(f"kernels.{asked.operation}@special")
+    runner.turn_to(target)
+    outcome = runner.run(asked)
+    verdict = judge(asked, outcome, target)
+    assert not verdict.skipped
+    assert not verdict.findings
+    assert [launch.kernel for launch in outcome.launches] == [KERNELS[asked.operation]]
+
+
+@pytest.mark.parametrize("operation", NAMES)
+def test_cases_by_chance_are_taken_and_right(runner, operation):
+    runner.turn_to(find(f"kernels.{operation}@special"))
+    cases = [drawn(operation, number, 3) for number in range(8)]
+    assert any(asked.backward for asked in cases)
+    assert {command.said_of(runner, asked, "cpu") for asked in cases} == {"right"}
+
+
+def test_without_pins_they_are_taken_where_they_pay():
+    large, small = attention_wish(), attention_wish(rows=64)
+    assert special_for("attention", HOPPER, large, SHIPPED) is SPECIAL["attention"][0]
+    assert special_for("attention", HOPPER, small, SHIPPED) is None
+    assert special_for("attention", HOPPER, small, ANY) is SPECIAL["attention"][0]
+    many = wish((4, 32, 1024, 128), (4, 32, 1024, 128), (1024, 64), (1024, 64))
+    few = wish((1, 2, 1024, 128), (1, 2, 1024, 128), (1024, 64), (1024, 64))
+    assert special_for("qk", HOPPER, many, SHIPPED) is SPECIAL["qk"][0]
+    assert special_for("qk", HOPPER, few, SHIPPED) is None
+    assert special_for("qk", HOPPER, few, ANY) is SPECIAL["qk"][0]
+
+
+def test_another_device_and_pinned_tiles_have_none():
+    for other in (80, 100):
+        assert special_for("attention", other, attention_wish(), ANY) is None
+    for pins in (Pins(number=3), pinned.parse("attention=64x64x4x2")):
+        assert special_for("attention", HOPPER, attention_wish(), pins) is None
+    assert special_for("rope", HOPPER, attention_wish(), ANY) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": torch.float32},
+        {"width": 96},
+        {"width_v": 32},
+        {"table": 511},
+        {"table": 1},
+        {"plain": False},
+        {"rows": 0},
+        {"keys": 0},
+        {"q_offset": 1},
+        {"k": (0, 0, 128, 1)},
+        {"k": (131072, 65536, 129, 1)},
+        {"v": (131072, 65536, 1, 512)},
+        {"cos": (0, 1)},
+    ],
+    ids=str,
+)
+def test_attention_refuses_what_bulk_copies_cannot_bring(changes):
+    assert attention.serves(attention_wish())
+    assert not attention.serves(attention_wish(**changes))
+
+
+def test_scores_refuse_what_they_cannot_send():
+    def serves(keys=136, width=64, table=136, **changes):
+        shapes = (1, 2, 64, width), (1, 2, keys, width), (table, width // 2), (table, width // 2)
+        return qk.serves(wish(*shapes, **changes))
+
+    assert serves()
+    assert serves(q=(8192, 4096, 64, 1), cos=(0, 1))
+    assert not serves(keys=130)
+    assert not serves(width=24)
+    assert not serves(width=144)
+    assert not serves(table=135)
+    assert not serves(dtype=torch.float64)
+    assert not serves(q=(8192, 4096, 1, 64))
+
+
+def test_a_file_that_was_exported_has_none():
+    from kernels.export import exported
+
+    assert "SPECIAL" in exported()
+    assert "gluon" not in exported()
+    assert special.SPECIAL.keys() == {"attention", "qk"}
+    assert kernels.hopper
+
+
+def candidate(folder: Path, operation: str, right: str, wrong: str) -> Target:
+    """The module as a file, changed, whose kernel is the one that is taken."""
+    text = Path(MODULES[operation].__file__).read_text()
+    assert text.count(right) == 1, right
+    text = text.replace(right, wrong).replace("FEWEST_STEPS, MOST_STEPS = 1024, 4, 64", "FEWEST_STEPS, MOST_STEPS = 12, 4, 64")
+    text += f"""
+from kernels.pinned import pinned
+from kernels.special import SPECIAL, Special
+SPECIAL["{NAMES[operation]}"] = [Special(90, serves, pays, run)]
+
+ModelNew = pinned("{operation}", "special")
+"""
+    path = folder / "candidate.py"
+    path.write_text(text)
+    return replace(find(str(path)), operation=operation)
+
+
+#: What is right in the text of scores, what is wrong instead, what that has to be called; "" for what changes nothing.
+OF_SCORES = {
+    "columns of both factors in another order": ("((0, 1, 4, 5, 2, 3, 6))", "((0, 1, 2, 3, 4, 5, 6))", ""),
+    "keys rotated by the row after": (
+        "k_ptr, cos_ptr, sin_ptr, at, at,",
+        "k_ptr, cos_ptr, sin_ptr, at, at + 1,",
+        "mismatch",
+    ),
+    "a store that is not waited for": ("tma.store_wait(1)", "tma.store_wait(2)", "race"),
+    "one buffer": ("buffers.index(1)", "buffers.index(0)", "race"),
+    "a product that is not waited for": ("warpgroup_mma_wait(2,", "warpgroup_mma_wait(3,", "nonfinite"),
+    "the diagonal hidden": ("j[None, :] <= ", "j[None, :] < ", "nonfinite"),
+    "heads of k not told apart": ("k_ptr += b * k_b + h * k_h", "k_ptr += b * k_b", "mismatch"),
+    "tables that are too short": (">= needed\n    )\n", ">= 1\n    )\n", ""),
+}
+
+
+@pytest.mark.parametrize("flaw", OF_SCORES)
+def test_a_flaw_put_into_scores_is_found(runner, tmp_path, flaw):
+    right, wrong, kind = OF_SCORES[flaw]
+    target = candidate(tmp_path, QK, right, wrong)
+    runner.turn_to(target)
+    asked = case(QK, rows=300, keys=136, heads=(4, 2), causal=True, q_offset=3)
+    verdict = judge(asked, runner.run(asked), target)
+    kinds = {finding.kind for finding in verdict.findings}
+    assert kind in kinds if kind else not kinds, verdict.findings
+
+
+DONE = "            o, left, p = warpgroup_mma_wait(0, deps=[o, left, p])\n"
+ROOM = "            mbarrier.arrive(v_room.index(v_place), count=1)\n"
+OF_ATTENTION = {
+    "room for values that are still multiplied": (DONE + ROOM, ROOM + DONE, "race"),
+    "keys that are not turned yet": ("            mbarrier.wait(full.index(place), parity)\n", "", "race"),
+    "keys turned before they are there": ("        mbarrier.wait(raw.index(place), parity)\n", "", "race"),
+    "tables read before they are there": ("            mbarrier.wait(t_full.index(slot), phase)\n", "", "race"),
+    "room that one group makes for both": (
+        "mbarrier.init(k_room.index(place), count=2)",
+        "mbarrier.init(k_room.index(place), count=1)",
+        "exception",
+    ),
+    "values that nobody made room for": ("        mbarrier.wait(v_room.index(place), parity ^ 1)\n", "", "race"),
+    "half of the keys announced": ("2 * k_desc.block_type.nbytes", "k_desc.block_type.nbytes", "exception"),
+    "sums of weights by old scores": ("total * alpha + gl.sum", "total + gl.sum", "mismatch"),
+    "the edge seen a tile late": ("gl.minimum(seen // KEYS, count)", "gl.minimum(seen // KEYS + 1, count)", "mismatch"),
+    "keys turned by the slice after": ("row = tile * KEYS + part * SLICE", "row = tile * KEYS + part * SLICE + SLICE", "mismatch"),
+    "an lse without what was subtracted": ("(top * units + gl.log2", "(0.0 * units + gl.log2", "mismatch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", OF_ATTENTION)
+def test_a_flaw_put_into_attention_is_found(runner, tmp_path, flaw):
+    right, wrong, kind = OF_ATTENTION[flaw]
+    target = candidate(tmp_path, ATTENTION, right, wrong)
+    runner.turn_to(target)
+    asked = case(ATTENTION, rows=130, keys=1000, heads=(1, 1), causal=True, q_offset=860, return_lse=True)
+    verdict = judge(asked, runner.run(asked), target)
+    assert kind in {finding.kind for finding in verdict.findings}, verdict.findings
+
+
+def test_the_command_tells_what_is_right_and_what_went_another_way(monkeypatch, capsys, tmp_path):
+    cases = {"taken": case(QK, rows=3, keys=8, width=64), "not taken": case(QK, "float32", rows=3, keys=8, width=64)}
+    monkeypatch.setattr(command, "BY_HAND", cases)
+    assert command.main(["--json", str(tmp_path / "said.json")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "not taken: another kernel was taken"
+    assert lines[1].startswith("2 cases, 1 of them not right")
+    assert '"not taken": "another kernel was taken"' in (tmp_path / "said.json").read_text()
+    monkeypatch.setattr(command, "BY_HAND", {"taken": cases["taken"]})
+    assert command.main(["--device", "cpu", "--count", "1"]) == 0

@@ -1,0 +1,171 @@
+"""Cases that the kernels for one device alone take, which drawn cases seldom fit: by hand, and by chance.
+
+    python -m tests.special [--device cuda] [--count 200] [--seed 1] [--json FILE.json]
+
+Judges ``kernels.rope_qk@special`` and ``kernels.rope_attention@special``, gradients among what is judged. Exit code 1
+if there is a finding, or a case that is not judged or went another way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from fuzzrope.case import Backward, Case, TensorSpec, Values
+from fuzzrope.geometry import dense
+from fuzzrope.judge import judge
+from fuzzrope.run import Runner
+from fuzzrope.targets import find
+from fuzzrope.versions import versions
+
+QK, ATTENTION = "rope_qk", "rope_attention"
+KERNELS = {QK: "hopper_qk_kernel", ATTENTION: "hopper_attention_kernel"}
+RECIPES = ("normal",) * 6 + ("wide", "tiny", "powers", "nans", "infs", "subnormal", "zeros")
+
+
+def case(
+    operation: str, dtype: str = "bfloat16", rows: int = 130, keys: int = 200, width: int = 128, width_v: int = 0,
+    heads: tuple[int, int] = (2, 2), **options: Any,
+) -> Case:  # fmt: skip
+    """A case of contiguous tensors, with tables that are just long enough."""
+    shapes = {"q": (1, heads[0], rows, width), "k": (1, heads[1], keys, width)}
+    if operation == ATTENTION:
+        shapes["v"] = (1, heads[1], keys, width_v or width)
+    needed = max(rows + options.get("q_offset", 0), keys)
+    shapes |= {"cos": (needed, width // 2), "sin": (needed, width // 2)}
+    specs = {
+        name: TensorSpec(dtype, shape, dense(shape), storage=name, values=Values("normal", seed))
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    return Case(operation, tuple(specs.items()), options=tuple(sorted(options.items())))
+
+
+BY_HAND: dict[str, Case] = {
+    "scores": case(QK, rows=100, keys=264),
+    "scores in float16": case(QK, "float16", rows=64, keys=128, width=64),
+    "scores, many steps": case(QK, rows=640, keys=8, heads=(12, 1)),
+    "scores of groups": case(QK, rows=70, keys=136, heads=(4, 2), width=96),
+    "scores, causal": case(QK, rows=130, keys=400, causal=True, q_offset=200),
+    "scores, all hidden but one": case(QK, rows=65, keys=200, causal=True, q_offset=0),
+    "scores, one column of a warp": case(QK, rows=3, keys=16, width=16),
+    "scores, scaled": case(QK, rows=1, keys=1024, scale=-3.0, width=48),
+    "attention": case(ATTENTION),
+    "attention, a ring around": case(ATTENTION, rows=20, keys=1100, width=64, heads=(1, 1)),
+    "attention, causal": case(ATTENTION, rows=300, keys=300, causal=True, heads=(1, 1)),
+    "attention, later rows": case(ATTENTION, "float16", rows=70, keys=400, causal=True, q_offset=330, width=64),
+    "attention, hidden keys": case(ATTENTION, rows=40, keys=500, causal=True, q_offset=3, heads=(1, 1)),
+    "attention of groups": case(ATTENTION, rows=65, keys=129, heads=(4, 2), width_v=64),
+    "attention, negative scale": case(ATTENTION, rows=3, keys=1, scale=-2.0, width=64),
+    "attention, no scale": case(ATTENTION, rows=3, keys=140, scale=0.0),
+}
+
+
+def laid_out(chance: random.Random, name: str, shape: tuple[int, ...], dtype: str, values: Values) -> TensorSpec:
+    """A tensor whose rows start at multiples of 16 bytes: contiguous, heads inside rows, padded, or a later part."""
+    kind = chance.choice(("plain", "plain", "inside", "padded", "later"))
+    strides, offset = list(dense(shape)), 0
+    if kind == "inside" and len(shape) == 4:
+        batch, heads, rows, width = shape
+        strides = [heads * rows * width, width, heads * width, 1]
+    elif kind == "padded":
+        wide = dense((*shape[:-1], shape[-1] + 8 * chance.randint(1, 3)))
+        strides = [*wide[:-1], 1]
+    elif kind == "later":
+        offset = 8 * chance.randint(1, 5)
+    return TensorSpec(dtype, shape, tuple(strides), offset, name, values)
+
+
+def drawn(operation: str, number: int, seed: int) -> Case:
+    """One case by chance, the same for the same numbers; a third is differentiated."""
+    chance = random.Random(f"{operation} {seed} {number}")
+    widths = (64, 128) if operation == ATTENTION else (16, 48, 64, 96, 128)
+    dtype, width, width_v = chance.choice(("bfloat16", "float16")), chance.choice(widths), chance.choice((64, 128))
+    kv_heads, group, batch = chance.choice((1, 1, 2)), chance.choice((1, 1, 2, 3)), chance.choice((1, 1, 2))
+    rows = chance.choice((1, 3, 63, 64, 65, 128, 130, 200))
+    keys = chance.choice((8, 16, 120, 128, 136, 256, 264, 520))
+    if operation == ATTENTION:
+        keys += chance.choice((0, 0, 0, 1, -1, 3))
+    options: dict[str, Any] = {}
+    if chance.random() < 0.6:
+        options |= {"causal": True, "q_offset": chance.choice((0, 0, 1, 100, max(keys - rows, 0)))}
+    if chance.random() < 0.3:
+        options["scale"] = chance.choice((1.0, -1.0, 0.3, 0.0, 2.0**-20, 30.0))
+    if operation == ATTENTION and chance.random() < 0.3:
+        options["return_lse"] = True
+    needed = max(rows + options.get("q_offset", 0), keys) + chance.choice((0, 0, 5))
+    shapes: dict[str, tuple[int, ...]] = {
+        "q": (batch, kv_heads * group, rows, width), "k": (batch, kv_heads, keys, width),
+    }  # fmt: skip
+    if operation == ATTENTION:
+        shapes["v"] = (batch, kv_heads, keys, width_v)
+    shapes |= {"cos": (needed, width // 2), "sin": (needed, width // 2)}
+    specs = {
+        name: laid_out(chance, name, shape, dtype, Values(chance.choice(RECIPES), chance.randrange(2**31)))
+        for name, shape in shapes.items()
+    }
+    backward = None
+    if chance.random() < 1 / 3:
+        outputs = {"o": (batch, kv_heads * group, rows, width_v)} if operation == ATTENTION else {}
+        outputs = outputs or {"scores": (batch, kv_heads * group, rows, keys)}
+        given = {
+            name: TensorSpec(dtype, shape, dense(shape), storage=f"d{name}", values=Values("normal", number))
+            for name, shape in outputs.items()
+        }
+        backward = Backward(tuple(specs), tuple(given.items()))
+    return Case(operation, tuple(specs.items()), tuple(sorted(options.items())), backward)
+
+
+def said_of(runner: Runner, asked: Case, device: str) -> str:
+    """What the judge says of a case, ``right`` where there is nothing to say."""
+    outcome = runner.run(asked)
+    verdict = judge(asked, outcome, runner.target)
+    found = [f"{finding.kind}: {finding.message}" for finding in verdict.findings] or [verdict.skipped]
+    if device == "cpu" and outcome.launches and outcome.launches[0].kernel != KERNELS[asked.operation]:
+        found.append("another kernel was taken")
+    return "; ".join(filter(None, found)) or "right"
+
+
+def main(arguments: list[str]) -> int:
+    """Judge all cases; 0 if all is right."""
+    parser = argparse.ArgumentParser(prog="python -m tests.special", description="Cases for kernels of one device.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--count", type=int, default=0, metavar="N", help="of cases by chance for each operation")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="every N-th of them alone")
+    parser.add_argument("--json", type=Path, metavar="FILE.json")
+    options = parser.parse_args(arguments)
+    part, parts = map(int, options.share.split("/"))
+    cases = list(BY_HAND.items()) if part == 0 else []
+    for operation in (QK, ATTENTION):
+        numbers = range(part, options.count, parts)
+        cases += [(f"{operation} {number}", drawn(operation, number, options.seed)) for number in numbers]
+    began, counts, wrong = time.monotonic(), Counter[str](), {}
+    with Runner(find(f"kernels.{QK}@special"), options.device) as runner:
+        for operation in (QK, ATTENTION):
+            runner.turn_to(find(f"kernels.{operation}@special"))
+            for name, asked in cases:
+                if asked.operation == operation:
+                    said = said_of(runner, asked, options.device)
+                    counts[operation] += 1
+                    counts[f"{operation}, differentiated"] += asked.backward is not None
+                    if said != "right":
+                        wrong[name] = said
+                        print(f"{name}: {said}", flush=True)
+    report = {
+        "format": 1, "environment": versions() | {"device": options.device}, "seed": options.seed, "cases": counts,
+        "wrong": wrong, "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+    print(f"{sum(counts[name] for name in KERNELS)} cases, {len(wrong)} of them not right, {report['seconds']} s")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
