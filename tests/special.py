@@ -26,6 +26,7 @@ from fuzzrope.versions import versions
 
 QK, ATTENTION = "rope_qk", "rope_attention"
 KERNELS = {QK: "hopper_qk_kernel", ATTENTION: "hopper_attention_kernel"}
+SECONDS = 120.0  # for a case: several processes may compile at once
 RECIPES = ("normal",) * 6 + ("wide", "tiny", "powers", "nans", "infs", "subnormal", "zeros")
 
 
@@ -123,7 +124,7 @@ def drawn(operation: str, number: int, seed: int) -> Case:
 
 def said_of(runner: Runner, asked: Case, device: str) -> str:
     """What the judge says of a case, ``right`` where there is nothing to say."""
-    outcome = runner.run(asked)
+    outcome = runner.run(asked, SECONDS)
     verdict = judge(asked, outcome, runner.target)
     found = [f"{finding.kind}: {finding.message}" for finding in verdict.findings] or [verdict.skipped]
     if device == "cpu" and outcome.launches and outcome.launches[0].kernel != KERNELS[asked.operation]:

@@ -39,6 +39,7 @@ Parts = dict[str, list[Balls]]
 ROTATING = 5  # roundings of a term on its way back to q or k: a head's, the product and before it, a conversion, a sum
 TABULATING = 5  # and to a table: the product and before it, a sum, a conversion, a sum of two uses
 NEAR = 1 - 2.0**-6  # of the range of a format, beyond which something may overflow
+SMALL_SCALE = 2.0**-60  # below it, sums that are scaled do not tell how large they were before
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,19 @@ def pulled(ds: Balls, setting: Setting) -> Parts:
     q, k = tensors["q"], tensors["k"]
     scale, tf32 = fused.scale_of(options, q.shape[3]), is_tf32(options)
     reach = max(1.0, abs(scale))
-    limit = work.max * NEAR * min(1.0, max(abs(scale), 2.0**-60))
+    limit = work.max * NEAR * min(1.0, max(abs(scale), SMALL_SCALE))
     step, least = step_of(setting.dot, tf32), least_of(work) * reach
-    ds = ds.rounded(0.0, 0.0, format_of(setting.dot).max * NEAR).scaled(scale).rounded(SCALING * work.roundoff)
+    unscaled = ds.rounded(0.0, 0.0, format_of(setting.dot).max * NEAR)
+    ds = unscaled.scaled(scale).rounded(SCALING * work.roundoff)
     ds = setting.cast(ds, setting.dot, abs(scale))
     rows_q, rows_k = _operands(setting, scale)
     dx = dot(ds, rows_k, step, least, limit, ~seen).rounded(SCALING * work.roundoff)
     dy = dot(ds.transposed(), rows_q, step, least, limit, ~seen.T).rounded(SCALING * work.roundoff)
+    before = None  # sizes of dy's sums where they are scaled at last
+    if abs(scale) < SMALL_SCALE:
+        before = np.matmul(unscaled.transposed().size, rows_q.size)
+        dx = _opened(dx, np.matmul(unscaled.size, rows_k.size) >= work.max * NEAR)
+        dy = _opened(dy, before >= work.max * NEAR)
     found: Parts = {name: [] for name in tensors}
     dx = setting.cast(dx, _turned(tensors, "q")).reshaped(*q.shape)
     _rotated_back("q", dx, dx.size, np.asarray(~seen.any(axis=1)), setting, found)
@@ -111,9 +118,16 @@ def pulled(ds: Balls, setting: Setting) -> Parts:
     dy, sizes = grouped(dy, tuple(k.shape), q.shape[1], work)
     # Heads that share one of k may be summed together, and scaled after that.
     terms = np.matmul(ds.transposed().size, rows_q.size)
-    dy = dy.marked(np.zeros(k.shape, dtype=bool), _of_groups(terms, tuple(k.shape), q.shape[1]) >= limit)
+    dy = _opened(dy, _of_groups(terms, tuple(k.shape), q.shape[1]) >= limit)
+    if before is not None:
+        dy = _opened(dy, _of_groups(before, tuple(k.shape), q.shape[1]) >= work.max * NEAR)
     _rotated_back("k", setting.cast(dy, _turned(tensors, "k")), sizes, np.asarray(~seen.any(axis=0)), setting, found)
     return found
+
+
+def _opened(x: Balls, where: Array) -> Balls:
+    """Anything is allowed there: a sum may overflow on the way."""
+    return x.marked(np.zeros(where.shape, dtype=bool), where)
 
 
 def grouped(x: Balls, shape: tuple[int, ...], heads: int, work: Format) -> tuple[Balls, Array]:

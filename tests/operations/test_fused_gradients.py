@@ -321,6 +321,24 @@ def test_heads_of_a_group_may_be_added_before_they_are_scaled_and_overflow():
     assert verdicts(QK, tensors, given, options, late)["k"] == ["nonfinite"]
 
 
+@pytest.mark.parametrize("scale", [0.0, 2.0**-80])
+@pytest.mark.parametrize(("name", "other"), [("q", "k"), ("k", "q")])
+def test_a_sum_may_overflow_before_it_is_scaled_to_next_to_nothing(scale, name, other):
+    tensors = made(QK, sizes=(1, 1, 4, 4, 4, 3))
+    for filled, number in (("q", 1.0), ("k", 1.0), (other, 1e38), ("cos", 1.0), ("sin", 0.0)):
+        tensors[filled] = torch.full_like(tensors[filled], number).requires_grad_()
+    options = {"scale": scale}
+    expected, given = cotangents_of(QK, tensors, options)
+    given = {"scores": torch.ones_like(given["scores"])}
+    right = eager(tensors, expected, given)
+    assert right[name].isfinite().all()
+    late = {**right, name: torch.full_like(right[name], scale * math.inf)}  # 0 times an infinity is NaN
+    assert name not in verdicts(QK, tensors, given, options, late)
+    with torch.no_grad():
+        tensors[other] /= 2  # four terms fit now
+    assert verdicts(QK, tensors, given, options, late)[name] == ["nonfinite"]
+
+
 @pytest.mark.parametrize(("value", "overflows"), [(9e37, True), (8e37, False)])
 def test_an_output_that_overflowed_before_it_was_divided_shows_for_a_cotangent_of_zero(value, overflows):
     tensors = made(ATTENTION, sizes=(1, 1, 1, 4, 4, 3))
