@@ -72,7 +72,7 @@ def laid_out(chance: random.Random, name: str, shape: tuple[int, ...], dtype: st
     kind = chance.choice(("plain", "plain", "inside", "padded", "later"))
     strides, offset = list(dense(shape)), 0
     if kind == "inside" and len(shape) == 4:
-        batch, heads, rows, width = shape
+        _, heads, rows, width = shape
         strides = [heads * rows * width, width, heads * width, 1]
     elif kind == "padded":
         wide = dense((*shape[:-1], shape[-1] + 8 * chance.randint(1, 3)))

@@ -54,7 +54,8 @@ def _with_tiles(target: Target, which: str) -> Target:
     if not target.tiled:
         raise TargetError(f"{target.name}@{which}: the tiles of {target.name} cannot be chosen")
     if not _TILES.fullmatch(which):
-        raise TargetError(f"{target.name}@{which}: expected any, special, or KERNEL=ROWSxKEYSxWARPSxSTAGES[xSTEPS],... after @")
+        tiles = "KERNEL=ROWSxKEYSxWARPSxSTAGES[xSTEPS],..."
+        raise TargetError(f"{target.name}@{which}: expected any, special, or {tiles} after @")
     return replace(target, name=f"{target.name}@{which}", entry=f"kernels.pinned:{target.tiled}@{which}")
 
 

@@ -50,9 +50,10 @@ def rotate(x1, x2, cos, sin):
 
 
 @gluon.jit
-def bring_keys(k_desc, cos_desc, sin_desc, b, h, shared, count, HALF: gl.constexpr):
+def bring_keys(
+    k_desc, cos_desc, sin_desc, b, h, k_ring, raw, k_room, t_ring, t_full, t_room, count, HALF: gl.constexpr
+):
     """Keys, both halves, and their rows of the tables, as far ahead as there is room."""
-    k_ring, v_ring, t_ring, raw, full, k_room, v_full, v_room, t_full, t_room = shared
     for tile in range(count):
         place, parity = place_of(tile, K_STAGES)
         mbarrier.wait(k_room.index(place), parity ^ 1)
@@ -80,9 +81,8 @@ def bring_values(v_desc, b, h, v_ring, v_full, v_room, count):
 
 
 @gluon.jit
-def turn_keys(shared, count, HALF: gl.constexpr):
+def turn_keys(k_ring, raw, full, t_ring, t_full, t_room, count, HALF: gl.constexpr):
     """Keys rotated where they lie, a slice at a time."""
-    k_ring, v_ring, t_ring, raw, full, k_room, v_full, v_room, t_full, t_room = shared
     OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
     for tile in range(count):
         place, parity = place_of(tile, K_STAGES)
@@ -159,11 +159,11 @@ def weigh(s, top, total, units):
 
 @gluon.jit
 def attend(
-    q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q1, q2, q_total, shared, numbers,
+    q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q1, q2, sums, rings, numbers,
     WHICH: gl.constexpr, HALF: gl.constexpr, WIDTH_V: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """One group's rows of q against all tiles of keys, with the softmax carried along."""
-    k_ring, v_ring, t_ring, raw, full, k_room, v_full, v_room, t_full, t_room = shared
+    k_ring, full, k_room, v_ring, v_full, v_room = rings
     start, rows, keys, offset, scale, q_s, cos_s, sin_s, count = numbers
     start += WHICH * ROWS
     DOT: gl.constexpr = k_ring.dtype
@@ -202,8 +202,9 @@ def attend(
             if EDGES:
                 s = gl.where((tile * KEYS + n)[None, :] < high[:, None], s, -float("inf"))
             p, alpha, top, total = weigh(s, top, total, units)
-            q_total.store(total)
-            # Waiting depends on the new weights, else the compiler puts it before them; the old ones stay until then.
+            # Weights are made while the tensor cores add up values. The compiler would wait for these before it makes
+            # them, but for a store that needs them, which nobody reads.
+            sums.index(WHICH).store(total)
             o, left, p = warpgroup_mma_wait(0, deps=[o, left, p])
             mbarrier.arrive(v_room.index(v_place), count=1)
             o = o * gl.convert_layout(alpha, gl.SliceLayout(1, OUT))[:, None]
@@ -268,15 +269,19 @@ def hopper_attention_kernel(
     for place in gl.static_range(T_STAGES):
         mbarrier.init(t_full.index(place), count=1)
         mbarrier.init(t_room.index(place), count=1)
-    shared = (k_ring, v_ring, t_ring, raw, full, k_room, v_full, v_room, t_full, t_room)
+    rings = (k_ring, full, k_room, v_ring, v_full, v_room)
     numbers = (start, rows, keys, offset, scale, q_s, cos_s, sin_s, count)
-    q1, q2, q3, q4 = turned.index(0), turned.index(1), turned.index(2), turned.index(3)
+    pointers = (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr)
+    ours, theirs = (turned.index(0), turned.index(1)), (turned.index(2), turned.index(3))
     gl.warp_specialize(
         [
-            (attend, (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q1, q2, sums.index(0), shared, numbers, 0, HALF, WIDTH_V, CAUSAL)),
-            (attend, (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q3, q4, sums.index(1), shared, numbers, 1, HALF, WIDTH_V, CAUSAL)),
-            (turn_keys, (shared, count, HALF)),
-            (bring_keys, (k_desc, cos_desc, sin_desc, b, h // group, shared, count, HALF)),
+            (attend, (*pointers, *ours, sums, rings, numbers, 0, HALF, WIDTH_V, CAUSAL)),
+            (attend, (*pointers, *theirs, sums, rings, numbers, 1, HALF, WIDTH_V, CAUSAL)),
+            (turn_keys, (k_ring, raw, full, t_ring, t_full, t_room, count, HALF)),
+            (
+                bring_keys,
+                (k_desc, cos_desc, sin_desc, b, h // group, k_ring, raw, k_room, t_ring, t_full, t_room, count, HALF),
+            ),
             (bring_values, (v_desc, b, h // group, v_ring, v_full, v_room, count)),
         ],
         [4, 4, 1, 1],
@@ -320,8 +325,8 @@ def run(
     table = [SLICE.value, width // 2]
     with on(q.device):
         hopper_attention_kernel[(programs,)](
-            q, cos, sin, o, lse, described(k, [1, 1, KEYS.value, width // 2]), described(v, [1, 1, KEYS.value, width_v]),
-            described(cos, table), described(sin, table),
+            q, cos, sin, o, lse, described(k, [1, 1, KEYS.value, width // 2]),
+            described(v, [1, 1, KEYS.value, width_v]), described(cos, table), described(sin, table),
             heads, heads // heads_k, rows, k.shape[2], wish.q_offset, wish.scale, *q.stride()[:3], cos.stride(0),
             sin.stride(0), HALF=width // 2, WIDTH_V=width_v, CAUSAL=wish.causal, num_warps=4,
         )  # fmt: skip

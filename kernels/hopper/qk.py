@@ -200,9 +200,7 @@ def pays(wish: Wish) -> bool:
     return tiles_of(wish) >= ENOUGH_TILES and wish.forms["q"].shape[2] >= ROWS.value
 
 
-def run(
-    wish: Wish, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor
-) -> None:
+def run(wish: Wish, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
     """Launch it: scores (B, Hq, Sq, Sk) of inputs that :func:`serves` accepts."""
     (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
     group, wide = heads // heads_k, keys > KEYS.value

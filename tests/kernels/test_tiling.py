@@ -197,7 +197,12 @@ def test_any_takes_the_same_tiles_for_the_same_form_and_all_in_the_end():
 
 
 def test_a_name_with_tiles_is_a_target_that_is_read_back_the_same():
-    for name in ("kernels.rope_qk@any", "kernels.rope_qk@special", "kernels.rope_qk@qk=64x128x8x2", "kernels.rope@rope=16x32x4x3"):
+    for name in (
+        "kernels.rope_qk@any",
+        "kernels.rope_qk@special",
+        "kernels.rope_qk@qk=64x128x8x2",
+        "kernels.rope@rope=16x32x4x3",
+    ):
         target = find(name)
         assert target.name == name
         module, _, attribute = target.entry.partition(":")
