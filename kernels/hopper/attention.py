@@ -271,12 +271,11 @@ def hopper_attention_kernel(
         mbarrier.init(t_room.index(place), count=1)
     rings = (k_ring, full, k_room, v_ring, v_full, v_room)
     numbers = (start, rows, keys, offset, scale, q_s, cos_s, sin_s, count)
-    pointers = (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr)
-    ours, theirs = (turned.index(0), turned.index(1)), (turned.index(2), turned.index(3))
+    q1, q2, q3, q4 = turned.index(0), turned.index(1), turned.index(2), turned.index(3)
     gl.warp_specialize(
         [
-            (attend, (*pointers, *ours, sums, rings, numbers, 0, HALF, WIDTH_V, CAUSAL)),
-            (attend, (*pointers, *theirs, sums, rings, numbers, 1, HALF, WIDTH_V, CAUSAL)),
+            (attend, (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q1, q2, sums, rings, numbers, 0, HALF, WIDTH_V, CAUSAL)),
+            (attend, (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q3, q4, sums, rings, numbers, 1, HALF, WIDTH_V, CAUSAL)),
             (turn_keys, (k_ring, raw, full, t_ring, t_full, t_room, count, HALF)),
             (
                 bring_keys,
