@@ -29,6 +29,7 @@ SLICE = gl.constexpr(32)  # keys that are rotated at once
 K_STAGES, V_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(2), gl.constexpr(4)
 LOG2_E, LN_2, LEAST = gl.constexpr(1.4426950408889634), gl.constexpr(0.6931471805599453), gl.constexpr(2.0**-149)
 ENOUGH_KEYS = 512  # below, the portable kernel ends first
+ENOUGH_BLOCKS = 96  # of 132 multiprocessors: the portable kernel shares keys out where there are few
 
 
 @gluon.constexpr_function
@@ -304,8 +305,10 @@ def serves(wish: Wish) -> bool:
 
 
 def pays(wish: Wish) -> bool:
-    """Whether it is quicker than the portable kernel: a block takes long to begin."""
-    return wish.forms["k"].shape[2] >= ENOUGH_KEYS and wish.forms["q"].shape[2] >= 2 * ROWS.value
+    """Whether it is quicker than the portable kernel: a block takes long to begin, and sees all keys alone."""
+    (batch, heads, rows, _), keys = wish.forms["q"].shape, wish.forms["k"].shape[2]
+    blocks = ceil_div(rows, 2 * ROWS.value) * batch * heads
+    return keys >= ENOUGH_KEYS and rows >= 2 * ROWS.value and blocks >= ENOUGH_BLOCKS
 
 
 def run(

@@ -31,8 +31,8 @@ def wish(*shapes: tuple[int, ...], dtype=torch.bfloat16, causal=False, q_offset=
     return Wish(forms, dtype, 1.0, causal, q_offset, plain)
 
 
-def attention_wish(rows=512, keys=512, width=128, width_v=128, table=512, **changes) -> Wish:
-    q, k, v = ((1, 2, n, w) for n, w in ((rows, width), (keys, width), (keys, width_v)))
+def attention_wish(rows=512, keys=512, width=128, width_v=128, table=512, heads=2, **changes) -> Wish:
+    q, k, v = ((1, heads, n, w) for n, w in ((rows, width), (keys, width), (keys, width_v)))
     return wish(q, k, v, (table, width // 2), (table, width // 2), **changes)
 
 
@@ -57,10 +57,10 @@ def test_cases_by_chance_are_taken_and_right(runner, operation):
 
 
 def test_without_pins_they_are_taken_where_they_pay():
-    large, small = attention_wish(), attention_wish(rows=64)
-    assert special_for("attention", HOPPER, large, SHIPPED) is SPECIAL["attention"][0]
-    assert special_for("attention", HOPPER, small, SHIPPED) is None
-    assert special_for("attention", HOPPER, small, ANY) is SPECIAL["attention"][0]
+    assert special_for("attention", HOPPER, attention_wish(heads=24), SHIPPED) is SPECIAL["attention"][0]
+    for small in (attention_wish(heads=23), attention_wish(heads=512, rows=127), attention_wish(heads=24, keys=511)):
+        assert special_for("attention", HOPPER, small, SHIPPED) is None
+        assert special_for("attention", HOPPER, small, ANY) is SPECIAL["attention"][0]
     many = wish((4, 32, 1024, 128), (4, 32, 1024, 128), (1024, 64), (1024, 64))
     few = wish((1, 2, 1024, 128), (1, 2, 1024, 128), (1024, 64), (1024, 64))
     assert special_for("qk", HOPPER, many, SHIPPED) is SPECIAL["qk"][0]
