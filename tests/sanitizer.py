@@ -25,12 +25,16 @@ from fuzzrope.case import Case, TensorSpec
 from fuzzrope.draw import Draw, search
 from fuzzrope.operations import OPERATIONS
 from kernels import rope, rope_attention, rope_qk
+from kernels.pinned import pinned
+from tests import special
 
 TARGETS: dict[str, Callable[..., Any]] = {
     "rope_options": rope,
     "rope_qk": rope_qk,
     "rope_attention": rope_attention,
 }
+#: Kernels for one device alone, with cases that they take.
+SPECIAL = {operation: pinned(operation, "special") for operation in special.KERNELS}
 TOOLS = ("memcheck", "racecheck", "initcheck")
 BLOCKS = (16, 64)
 LARGEST = 2**22  # elements of a storage
@@ -69,7 +73,7 @@ def in_memory_of_its_own(values: torch.Tensor, spec: TensorSpec, device: str) ->
     return flat.as_strided(spec.shape, spec.strides, spec.offset if spec.numel else 0)
 
 
-def run(case: Case, device: str) -> bool:
+def run(case: Case, device: str, target: Callable[..., Any]) -> bool:
     """Run a case, its backward pass included; False if our kernel refuses it."""
     built, specs = build(case), dict(case.tensors)
     inputs = {name: in_memory_of_its_own(built.tensors[name], spec, device) for name, spec in specs.items()}
@@ -80,7 +84,7 @@ def run(case: Case, device: str) -> bool:
     for name in case.backward.requires if case.backward is not None else ():
         inputs[name].requires_grad_()
     try:
-        outputs = TARGETS[case.operation](*inputs.values(), **options)
+        outputs = target(*inputs.values(), **options)
     except (TypeError, ValueError):
         return False
     if case.backward is not None:
@@ -99,11 +103,14 @@ def run(case: Case, device: str) -> bool:
 
 
 def run_cases(count: int, share: tuple[int, int], device: str) -> int:
-    """Run every so-and-so-many-th of ``count`` cases of each operation; how many were run."""
+    """Run every so-and-so-many-th of ``count`` cases of each target, fewer of special ones; how many were run."""
     ran = 0
-    for operation in TARGETS:
+    for operation, target in TARGETS.items():
         for case in drawn(operation, count)[share[0] :: share[1]]:
-            ran += run(case, device)
+            ran += run(case, device, target)
+    for operation, target in SPECIAL.items():
+        for number in range(share[0], count // 3, share[1]):
+            ran += run(special.drawn(operation, number, 1), device, target)
     if device == "cuda":
         torch.cuda.synchronize()
     return ran
