@@ -75,7 +75,9 @@ def turn_keys(
 
 
 @gluon.jit
-def send(s, out, buffer, scale, head, start, start_n, offset, rows, keys, CAUSAL: gl.constexpr, SCORES: gl.constexpr):
+def send(
+    s, out_desc, buffer, scale, head, start, start_n, offset, rows, keys, CAUSAL: gl.constexpr, SCORES: gl.constexpr
+):
     """Scores of a tile on their way to global memory."""
     s = s * scale
     if CAUSAL:  # noqa: SIM102 - known when the kernel is compiled, the rest is not
@@ -84,14 +86,14 @@ def send(s, out, buffer, scale, head, start, start_n, offset, rows, keys, CAUSAL
             j = start_n + gl.arange(0, KEYS, layout=gl.SliceLayout(0, SCORES))
             s = gl.where(j[None, :] <= (start + offset + r)[:, None], s, -float("inf"))
     tma.store_wait(1)
-    buffer.store(s.to(out.dtype).reshape((1, ROWS, KEYS)))
+    buffer.store(s.to(out_desc.dtype).reshape((1, ROWS, KEYS)))
     fence_async_shared()
-    tma.async_copy_shared_to_global(out, [head, start, start_n], buffer)
+    tma.async_copy_shared_to_global(out_desc, [head, start, start_n], buffer)
 
 
 @gluon.jit(do_not_specialize=range(5, 20), do_not_specialize_on_alignment=range(4))
 def hopper_qk_kernel(
-    q_ptr, k_ptr, cos_ptr, sin_ptr, out,
+    q_ptr, k_ptr, cos_ptr, sin_ptr, out_desc,
     heads, group, rows, keys, offset, scale, steps,
     q_b, q_h, q_s, k_b, k_h, k_s, cos_s, sin_s,
     COLUMNS: gl.constexpr, HALF: gl.constexpr, CAUSAL: gl.constexpr, WIDE: gl.constexpr, QUERIES: gl.constexpr,
@@ -117,7 +119,7 @@ def hopper_qk_kernel(
     k_ptr += b * k_b + h * k_h
 
     turned = gl.allocate_shared_memory(DOT, [2 * COUNT, KEYS, HALF], RIGHT)
-    buffers = gl.allocate_shared_memory(out.dtype, [2, 1, ROWS, KEYS], out.layout)
+    buffers = gl.allocate_shared_memory(out_desc.dtype, [2, 1, ROWS, KEYS], out_desc.layout)
     i = gl.arange(0, ROWS, layout=gl.SliceLayout(1, QUERIES))
     first = chunk * steps
     last = gl.minimum(first + steps, tiles * group)
@@ -158,13 +160,13 @@ def hopper_qk_kernel(
             t = warpgroup_mma(q2, turned.index(3).permute((1, 0)), t, use_acc=False, is_async=True)
             t = warpgroup_mma(q1, turned.index(2).permute((1, 0)), t, is_async=True)
             s = warpgroup_mma_wait(2, deps=[s])  # products end in order: the first two have
-            send(s, out, buffers.index(0), scale, to, start, start_n, offset, rows, keys, CAUSAL, SCORES)
+            send(s, out_desc, buffers.index(0), scale, to, start, start_n, offset, rows, keys, CAUSAL, SCORES)
             t = warpgroup_mma_wait(0, deps=[t])
-            send(t, out, buffers.index(1), scale, to, start, start_n + KEYS, offset, rows, keys, CAUSAL, SCORES)
+            send(t, out_desc, buffers.index(1), scale, to, start, start_n + KEYS, offset, rows, keys, CAUSAL, SCORES)
         else:
             s = warpgroup_mma_wait(0, deps=[s])
             buffer = buffers.index((turn - first) % 2)
-            send(s, out, buffer, scale, to, start, start_n, offset, rows, keys, CAUSAL, SCORES)
+            send(s, out_desc, buffer, scale, to, start, start_n, offset, rows, keys, CAUSAL, SCORES)
     tma.store_wait(0)
 
 

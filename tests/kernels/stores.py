@@ -13,6 +13,12 @@ from fuzzrope.interpreter.dataflow import resolve, set_of_ops
 from fuzzrope.interpreter.ir import read
 
 OTHER_WRITES = re.compile(r"atomic|descriptor|async|inline|call|print|histogram")
+BULK_STORE = "ttng.async_tma_copy_local_to_global"
+#: What writes shared memory, or nothing: copies into it, and what waits or orders.
+INSIDE = {
+    BULK_STORE, "ttng.async_tma_copy_global_to_local", "ttng.async_tma_store_wait", "ttng.fence_async_shared",
+    "ttg.local_store",
+}  # fmt: skip
 OTHER_WRITES_OF_PTX = re.compile(r"atom|red\.|cp\.(async\.bulk|reduce)|multimem|call|st\.(async|bulk)")
 REGISTER = re.compile(r"%[a-z]+\d+")
 
@@ -22,12 +28,18 @@ def stored_through(text: str) -> list[str]:
     module = read(text)
     flow = resolve(module)
     names = dict(zip(module.entry.ids, (name.lstrip("%") for name, _ in module.entry.args), strict=True))
+    ops = list(set_of_ops(module))
+    came_from = dict(flow.comes_from)
+    for op in ops:
+        if op.name == "ttg.warp_specialize":  # what roles other than the first are given
+            for blocks in op.regions[1:]:
+                came_from |= {got: [given] for given, got in zip(op.ins, blocks[0].ids, strict=True)}
     found = []
-    for op in set_of_ops(module):
-        assert not OTHER_WRITES.search(op.name), op.name
-        if "store" not in op.name:
+    for op in ops:
+        assert op.name in INSIDE or not OTHER_WRITES.search(op.name), op.name
+        if op.name != BULK_STORE and (op.name in INSIDE or "store" not in op.name):
             continue
-        assert op.name == "tt.store"
+        assert op.name in ("tt.store", BULK_STORE)
         seen: set[int] = set()
         pending = [op.ins[0]]
         while pending:
@@ -35,10 +47,11 @@ def stored_through(text: str) -> list[str]:
             if value not in seen:
                 seen.add(value)
                 maker = flow.made_by.get(value)
-                pending += flow.comes_from.get(value, [])
+                pending += came_from.get(value, [])
                 if maker is not None and not maker.regions and maker.name != "tt.load":
                     pending += maker.ins  # of numbers too: more than can be, not less
-        found.append("+".join(sorted(names[value] for value in seen & set(names) if names[value].endswith("_ptr"))))
+        through = (names[value] for value in seen & set(names))
+        found.append("+".join(sorted(name for name in through if name.endswith(("_ptr", "_desc")))))
     return sorted(found)
 
 

@@ -1,5 +1,6 @@
 """Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kernels.hopper import attention, qk
 from kernels.special import SPECIAL, Wish, special_for
 from kernels.tiling import HOPPER, SHIPPED, Pins
 from tests import special as command
+from tests.kernels.stores import stored_through
 from tests.special import ATTENTION, BY_HAND, KERNELS, QK, case, drawn
 
 NAMES = {QK: "qk", ATTENTION: "attention"}
@@ -122,6 +124,52 @@ def test_a_file_that_was_exported_has_none():
     assert "gluon" not in exported()
     assert special.SPECIAL.keys() == {"attention", "qk"}
     assert kernels.hopper
+
+
+STORED = {QK: {"out_desc"}, ATTENTION: {"lse_ptr", "o_ptr"}}
+
+
+def launched(operation: str, module, causal: bool) -> set[str]:
+    """What a module's kernel stores through, by the IR of what one launch on the engine has compiled."""
+    q, k, v = (torch.randn(1, heads, rows, 64).bfloat16() for heads, rows in ((4, 70), (2, 72), (2, 72)))
+    tables = [torch.randn(80, 32).bfloat16() for _ in range(2)]
+    inputs = (q, k, *tables) if operation == QK else (q, k, v, *tables)
+    names = ("q", "k", "cos", "sin") if operation == QK else ("q", "k", "v", "cos", "sin")
+    asked = Wish(dict(zip(names, map(Meta.of, inputs), strict=True)), q.dtype, 1.0, causal, 0, True)
+    assert module.serves(asked)
+    outputs = (torch.empty(1, 4, 70, 72 if operation == QK else 64, dtype=q.dtype), torch.empty(1, 4, 70))
+    module.run(asked, *inputs, *outputs[: len(STORED[operation])])
+    caches = getattr(module, KERNELS[operation]).device_caches.values()
+    return {name for cache in caches for made in cache[0].values() for name in stored_through(made.asm["ttgir"])}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("operation", NAMES)
+def test_they_store_outputs_and_nothing_else(launching, operation, causal):
+    assert launched(operation, MODULES[operation], causal) == STORED[operation]
+
+
+@pytest.mark.parametrize(
+    ("operation", "line", "more", "through"),
+    [
+        (ATTENTION, "    q1.store(y1)\n", "    gl.store(at + d, y1, mask=mask)\n", "q_ptr"),
+        (
+            QK,
+            "    k1.store(first_half)\n",
+            "    gl.store(k_ptr + 0 * at[:, None] + 0 * x1.to(gl.int32), x1)\n",
+            "k_ptr",
+        ),
+    ],
+)
+def test_one_that_stores_what_it_rotated_is_seen(launching, tmp_path, operation, line, more, through):
+    text = Path(MODULES[operation].__file__).read_text()
+    assert text.count(line) == 1
+    path = tmp_path / "storing.py"
+    path.write_text(text.replace(line, line + more))
+    spec = importlib.util.spec_from_file_location("storing", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert through in launched(operation, module, False)
 
 
 def candidate(folder: Path, operation: str, right: str, wrong: str) -> Target:
