@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kernels.forms import Meta
+from kernels.launch import INTERPRETED
 from kernels.tiling import SHIPPED, Pins
 
 
@@ -55,8 +56,11 @@ SPECIAL: dict[str, list[Special]] = {}  # by what they stand for
 
 
 def special_for(name: str, architecture: int, wish: Wish, pins: Pins) -> Special | None:
-    """The kernel that takes a call instead; none where tiles are pinned, and any that can where those are asked for."""
-    if pins != SHIPPED and not pins.special:
+    """The kernel that takes a call instead; none where tiles are pinned, and any that can where those are asked for.
+
+    Triton's interpreter runs none.
+    """
+    if INTERPRETED or (pins != SHIPPED and not pins.special):
         return None
     for one in SPECIAL.get(name, ()):
         if one.architecture == architecture and one.serves(wish) and (pins.special or one.pays(wish)):

@@ -258,3 +258,9 @@ def test_the_command_tells_what_is_right_and_what_went_another_way(monkeypatch, 
     assert '"not taken": "another kernel was taken"' in (tmp_path / "said.json").read_text()
     monkeypatch.setattr(command, "BY_HAND", {"taken": cases["taken"]})
     assert command.main(["--device", "cpu", "--count", "1"]) == 0
+
+
+def test_the_interpreter_of_triton_runs_none(monkeypatch):
+    monkeypatch.setattr(special, "INTERPRETED", True)
+    assert special_for("attention", HOPPER, attention_wish(heads=24), SHIPPED) is None
+    assert special_for("attention", HOPPER, attention_wish(), ANY) is None
