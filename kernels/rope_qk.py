@@ -252,7 +252,7 @@ def launch_qk(plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, s
     shape = problem.batch, problem.heads * problem.group, problem.rows, problem.keys
     out = torch.empty(shape, dtype=plan.dtype, device=q.device)
     inputs = resolved(q, k, cos, sin)
-    if plan.special is not None and out.numel() and start_even(inputs):
+    if plan.special is not None and start_even(inputs):
         plan.special.run(plan.wish, *inputs, out)
         return out
     tensors = *inputs, out

@@ -324,6 +324,8 @@ def run(
     """Launch it: o (B, Hq, Sq, Dv) and lse (B, Hq, Sq) for inputs that :func:`serves` accepts."""
     (batch, heads, rows, width), heads_k, width_v = q.shape, k.shape[1], v.shape[3]
     programs = check_programs("rope_attention", ceil_div(rows, 2 * ROWS.value) * batch * heads)
+    if not programs:
+        return
     table = [SLICE.value, width // 2]
     with on(q.device):
         hopper_attention_kernel[(programs,)](

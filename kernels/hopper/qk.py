@@ -209,6 +209,8 @@ def run(wish: Wish, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: to
     turns, across = ceil_div(rows, ROWS.value) * group, ceil_div(keys, KEYS.value * (2 if wide else 1))
     steps = min(max(turns * across * batch * heads_k // ENOUGH_PROGRAMS, FEWEST_STEPS), MOST_STEPS)
     programs = check_programs("rope_qk", ceil_div(turns, steps) * across * batch * heads_k)
+    if not programs:
+        return
     half = 32 if width <= 64 else 64
     flat = out.view(batch * heads, rows, keys)
     with on(q.device):
