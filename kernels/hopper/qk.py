@@ -7,6 +7,8 @@ once, as the right factor; scores leave by bulk copies while others are made. Wh
 is left to :mod:`kernels.rope_qk`.
 """
 
+import math
+
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -188,6 +190,7 @@ def serves(wish: Wish) -> bool:
         and cos.shape[1] == sin.shape[1] == q.shape[3] // 2
         and k.shape[2] % 8 == 0
         and min(cos.shape[0], sin.shape[0]) >= needed
+        and min(math.prod(x.shape) for x in (q, k)) > 0
     )
 
 

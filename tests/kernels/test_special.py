@@ -103,13 +103,15 @@ def test_attention_refuses_what_bulk_copies_cannot_bring(changes):
 
 
 def test_scores_refuse_what_they_cannot_send():
-    def serves(keys=136, width=64, table=136, **changes):
-        shapes = (1, 2, 64, width), (1, 2, keys, width), (table, width // 2), (table, width // 2)
+    def serves(keys=136, width=64, table=136, heads=2, **changes):
+        shapes = (1, heads, 64, width), (1, heads, keys, width), (table, width // 2), (table, width // 2)
         return qk.serves(wish(*shapes, **changes))
 
     assert serves()
     assert serves(q=(8192, 4096, 64, 1), cos=(0, 1))
     assert not serves(keys=130)
+    assert not serves(keys=0)
+    assert not serves(heads=0)
     assert not serves(width=24)
     assert not serves(width=144)
     assert not serves(table=135)
@@ -202,7 +204,7 @@ OF_SCORES = {
     "a product that is not waited for": ("warpgroup_mma_wait(2,", "warpgroup_mma_wait(3,", "nonfinite"),
     "the diagonal hidden": ("j[None, :] <= ", "j[None, :] < ", "nonfinite"),
     "heads of k not told apart": ("k_ptr += b * k_b + h * k_h", "k_ptr += b * k_b", "mismatch"),
-    "tables that are too short": (">= needed\n    )\n", ">= 1\n    )\n", ""),
+    "tables that are too short": (">= needed\n", ">= 1\n", ""),
 }
 
 
