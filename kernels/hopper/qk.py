@@ -20,8 +20,9 @@ from kernels.launch import ceil_div, on
 from kernels.special import Wish
 
 ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a tile
-ENOUGH_PROGRAMS, FEWEST_STEPS, MOST_STEPS = 1024, 4, 64  # of queries' tiles that a program takes
-ENOUGH_TILES = 2048
+ENOUGH_PROGRAMS = 1024  # about four for each place on an H200, of which it has two a multiprocessor
+FEWEST_STEPS, MOST_STEPS = 4, 64  # tiles of queries that a program takes
+ENOUGH_TILES = 2048  # with fewer, programs rotate keys for too few scores
 
 
 @gluon.jit
@@ -42,10 +43,7 @@ def load_rows(
 ):  # fmt: skip
     """Both halves (rows, HALF) of rows of x and their rows of the tables; zeros beyond COLUMNS, and without rows."""
     d = gl.arange(0, HALF, layout=gl.SliceLayout(0, LAYOUT))[None, :]
-    mask = there[:, None]
-    if COLUMNS < HALF:
-        mask = mask & (d < COLUMNS)
-    mask = gl.max_constancy(mask & (d < HALF), (1, 8))
+    mask = gl.max_constancy(there[:, None] & (d < COLUMNS), (1, 8))
     x_rows = gl.multiple_of(x_ptr + (row * x_s)[:, None], (16, 16))
     cos_rows = gl.multiple_of(cos_ptr + (position * cos_s)[:, None], (16, 16))
     sin_rows = gl.multiple_of(sin_ptr + (position * sin_s)[:, None], (16, 16))
