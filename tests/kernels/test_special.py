@@ -204,7 +204,6 @@ OF_SCORES = {
     "a product that is not waited for": ("warpgroup_mma_wait(2,", "warpgroup_mma_wait(3,", "nonfinite"),
     "the diagonal hidden": ("j[None, :] <= ", "j[None, :] < ", "nonfinite"),
     "heads of k not told apart": ("k_ptr += b * k_b + h * k_h", "k_ptr += b * k_b", "mismatch"),
-    "tables that are too short": (">= needed\n", ">= 1\n", ""),
 }
 
 
