@@ -1,9 +1,10 @@
 """Attention on compute capability 9.0, in Gluon: the rotation of keys hides behind products.
 
-Warps of a block have four roles. One warp brings keys, values and rows of the tables by bulk copies. Four warps rotate
+Warps of a block have roles. One warp brings keys and rows of the tables by bulk copies, one values. Four warps rotate
 keys where they lie, ahead of two groups of four that multiply, each 64 rows of q against the same keys. A group weighs
 the scores of one tile while the tensor cores add up the values of the tile before. Rotated q and k are in shared memory
-alone. Inputs that :func:`serves` does not accept are left to :mod:`kernels.attention_launch`.
+alone. Inputs that :func:`serves` does not accept are left to :mod:`kernels.attention_launch`. The module is long: roles
+that hand buffers to each other are read side by side.
 """
 
 import math
@@ -22,12 +23,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.fused import check_programs
 from kernels.hopper.forms import are_even, described
 from kernels.launch import ceil_div, on
+from kernels.softmax import LEAST, LN_2, LOG2_E
 from kernels.special import Wish
 
 ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a group of warps, and of a tile of keys
 SLICE = gl.constexpr(32)  # keys that are rotated at once
 K_STAGES, V_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(2), gl.constexpr(4)
-LOG2_E, LN_2, LEAST = gl.constexpr(1.4426950408889634), gl.constexpr(0.6931471805599453), gl.constexpr(2.0**-149)
 ENOUGH_KEYS = 512  # below, the portable kernel ends first
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors: the portable kernel shares keys out where there are few
 

@@ -6,7 +6,7 @@ import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.launch import INT32_MAX, VECTOR_ELEMENTS
+from kernels.launch import VECTOR_ELEMENTS
 from kernels.special import Wish
 
 TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
@@ -19,7 +19,6 @@ def are_even(wish: Wish) -> bool:
         wish.dtype in TYPES
         and all(x.dtype == wish.dtype and x.strides[-1] == 1 for x in forms)
         and not any(stride % VECTOR_ELEMENTS for x in forms for stride in x.strides[:-1])
-        and wish.q_offset <= INT32_MAX - wish.forms["q"].shape[2] - VECTOR_ELEMENTS * 32
     )
 
 

@@ -75,9 +75,7 @@ def turn_keys(
 
 
 @gluon.jit
-def send(
-    s, out_desc, buffer, scale, head, start, start_n, offset, rows, keys, CAUSAL: gl.constexpr, SCORES: gl.constexpr
-):
+def send(s, out_desc, buffer, scale, head, start, start_n, offset, CAUSAL: gl.constexpr, SCORES: gl.constexpr):
     """Scores of a tile on their way to global memory."""
     s = s * scale
     if CAUSAL:  # noqa: SIM102 - known when the kernel is compiled, the rest is not
@@ -160,13 +158,13 @@ def hopper_qk_kernel(
             t = warpgroup_mma(q2, turned.index(3).permute((1, 0)), t, use_acc=False, is_async=True)
             t = warpgroup_mma(q1, turned.index(2).permute((1, 0)), t, is_async=True)
             s = warpgroup_mma_wait(2, deps=[s])  # products end in order: the first two have
-            send(s, out_desc, buffers.index(0), scale, to, start, start_n, offset, rows, keys, CAUSAL, SCORES)
-            t = warpgroup_mma_wait(0, deps=[t])
-            send(t, out_desc, buffers.index(1), scale, to, start, start_n + KEYS, offset, rows, keys, CAUSAL, SCORES)
+            send(s, out_desc, buffers.index(0), scale, to, start, start_n, offset, CAUSAL, SCORES)
+            t, q1, q2 = warpgroup_mma_wait(0, deps=[t, q1, q2])  # left factors stay where they are until then
+            send(t, out_desc, buffers.index(1), scale, to, start, start_n + KEYS, offset, CAUSAL, SCORES)
         else:
-            s = warpgroup_mma_wait(0, deps=[s])
+            s, q1, q2 = warpgroup_mma_wait(0, deps=[s, q1, q2])
             buffer = buffers.index((turn - first) % 2)
-            send(s, out_desc, buffer, scale, to, start, start_n, offset, rows, keys, CAUSAL, SCORES)
+            send(s, out_desc, buffer, scale, to, start, start_n, offset, CAUSAL, SCORES)
     tma.store_wait(0)
 
 
