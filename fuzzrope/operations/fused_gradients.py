@@ -39,7 +39,6 @@ Parts = dict[str, list[Balls]]
 ROTATING = 5  # roundings of a term on its way back to q or k: a head's, the product and before it, a conversion, a sum
 TABULATING = 5  # and to a table: the product and before it, a sum, a conversion, a sum of two uses
 NEAR = 1 - 2.0**-6  # of the range of a format, beyond which something may overflow
-SMALL_SCALE = 2.0**-60  # below it, sums that are scaled do not tell how large they were before
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +97,26 @@ def pulled(ds: Balls, setting: Setting) -> Parts:
     q, k = tensors["q"], tensors["k"]
     scale, tf32 = fused.scale_of(options, q.shape[3]), is_tf32(options)
     reach = max(1.0, abs(scale))
-    limit = work.max * NEAR * min(1.0, max(abs(scale), SMALL_SCALE))
+    limit = work.max * NEAR
     step, least = step_of(setting.dot, tf32), least_of(work) * reach
     unscaled = ds.rounded(0.0, 0.0, format_of(setting.dot).max * NEAR)
     ds = unscaled.scaled(scale).rounded(SCALING * work.roundoff)
     ds = setting.cast(ds, setting.dot, abs(scale))
+    unscaled = setting.cast(unscaled, setting.dot)
     rows_q, rows_k = _operands(setting, scale)
     dx = dot(ds, rows_k, step, least, limit, ~seen).rounded(SCALING * work.roundoff)
     dy = dot(ds.transposed(), rows_q, step, least, limit, ~seen.T).rounded(SCALING * work.roundoff)
-    before = None  # sizes of dy's sums where they are scaled at last
-    if abs(scale) < SMALL_SCALE:
-        before = np.matmul(unscaled.transposed().size, rows_q.size)
-        dx = _opened(dx, np.matmul(unscaled.size, rows_k.size) >= work.max * NEAR)
-        dy = _opened(dy, before >= work.max * NEAR)
+    # Sums may be scaled at last, and overflow before.
+    before = np.matmul(unscaled.transposed().size, rows_q.size)
+    dx, dy = _opened(dx, np.matmul(unscaled.size, rows_k.size) >= limit), _opened(dy, before >= limit)
     found: Parts = {name: [] for name in tensors}
     dx = setting.cast(dx, _turned(tensors, "q")).reshaped(*q.shape)
     _rotated_back("q", dx, dx.size, np.asarray(~seen.any(axis=1)), setting, found)
     dy = setting.cast(dy, _turned(tensors, "k"))  # of each head of q, before they are added
     dy, sizes = grouped(dy, tuple(k.shape), q.shape[1], work)
-    # Heads that share one of k may be summed together, and scaled after that.
-    terms = np.matmul(ds.transposed().size, rows_q.size)
-    dy = _opened(dy, _of_groups(terms, tuple(k.shape), q.shape[1]) >= limit)
-    if before is not None:
-        dy = _opened(dy, _of_groups(before, tuple(k.shape), q.shape[1]) >= work.max * NEAR)
+    # Heads that share one of k may be summed together, and scaled before or after that.
+    for terms in (np.matmul(ds.transposed().size, rows_q.size), before):
+        dy = _opened(dy, _of_groups(terms, tuple(k.shape), q.shape[1]) >= limit)
     _rotated_back("k", setting.cast(dy, _turned(tensors, "k")), sizes, np.asarray(~seen.any(axis=0)), setting, found)
     return found
 
