@@ -29,6 +29,7 @@ from fuzzrope.versions import versions
 from kernels import reference, rope, rope_attention, rope_qk
 from kernels.pinned import pinned
 from tests import sanitizer
+from tests.special import share_of
 
 Tensors = list[torch.Tensor]
 LENGTHS = (96, 128, 200, 333)
@@ -57,7 +58,7 @@ OPERATIONS = {
     "rope_qk": Operation(rope_qk, reference.qk_reference, False),
     "rope_attention": Operation(rope_attention, reference.attention_reference, True),
 }
-#: Kernels for one device alone, which compilers do not choose for lengths as small as these.
+#: Kernels for one device alone, which calls as small as these do not take unasked.
 SPECIAL = {
     f"{name}, special": replace(OPERATIONS[name], ours=pinned(name, "special"))
     for name in ("rope_qk", "rope_attention")
@@ -238,14 +239,6 @@ def graphs() -> dict[str, Any]:
 
 
 # Command line
-
-
-def share_of(text: str) -> tuple[int, int]:
-    """``I/N`` as two integers, I from 0."""
-    which, _, count = text.partition("/")
-    if not (which.isdigit() and count.isdigit() and int(which) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1")
-    return int(which), int(count)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -3,7 +3,7 @@
     python -m tests.special [--device cuda] [--count 200] [--seed 1] [--json FILE.json]
 
 Judges ``kernels.rope_qk@special`` and ``kernels.rope_attention@special``, gradients among what is judged. Exit code 1
-if there is a finding, or a case that is not judged or went another way.
+if there is a finding, a case that is not judged, or on a CPU one that went another way.
 """
 
 from __future__ import annotations
@@ -127,9 +127,17 @@ def said_of(runner: Runner, asked: Case, device: str) -> str:
     outcome = runner.run(asked, SECONDS)
     verdict = judge(asked, outcome, runner.target)
     found = [f"{finding.kind}: {finding.message}" for finding in verdict.findings] or [verdict.skipped]
-    if device == "cpu" and outcome.launches and outcome.launches[0].kernel != KERNELS[asked.operation]:
+    if device == "cpu" and [launch.kernel for launch in outcome.launches][:1] != [KERNELS[asked.operation]]:
         found.append("another kernel was taken")
     return "; ".join(filter(None, found)) or "right"
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """``I/N`` as two integers, I from 0."""
+    which, _, count = text.partition("/")
+    if not (which.isdigit() and count.isdigit() and int(which) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1")
+    return int(which), int(count)
 
 
 def main(arguments: list[str]) -> int:
@@ -138,10 +146,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="of cases by chance for each operation")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--share", default="0/1", metavar="I/N", help="every N-th of them alone")
+    parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="every N-th")
     parser.add_argument("--json", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
-    part, parts = map(int, options.share.split("/"))
+    part, parts = options.share
     cases = list(BY_HAND.items()) if part == 0 else []
     for operation in (QK, ATTENTION):
         numbers = range(part, options.count, parts)
