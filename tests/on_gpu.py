@@ -246,7 +246,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.on_gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help="extents, graphs, sanitizer; or: cases N; or: planted")
+    parser.add_argument(
+        "parts", nargs="*", metavar="part", help="extents, graphs, sanitizer; or: cases N; planted; control"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="of the cases, every N-th")
     parser.add_argument("--each", type=int, default=70, metavar="N", help="cases of each operation for the sanitizer")
@@ -257,7 +259,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if len(options.parts) != 2 or not options.parts[1].isdigit():
             parser.error("cases takes one number")
         options.count = int(options.parts[1])
-    elif options.parts != ["planted"]:
+    elif options.parts not in (["planted"], ["control"]):
         options.parts = options.parts or ["extents", "graphs", "sanitizer"]
         unknown = [part for part in options.parts if part not in ("extents", "graphs", "sanitizer")]
         if unknown:
@@ -286,8 +288,8 @@ def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Run the parts; 0 if all that was asked holds."""
     options = parse(arguments)
-    if options.parts == ["planted"]:
-        sanitizer.run_planted()
+    if options.parts in (["planted"], ["control"]):
+        {"planted": sanitizer.run_planted, "control": sanitizer.run_control}[options.parts[0]]()
         return 0
     if options.count is not None:
         print(f"ran {sanitizer.run_cases(options.count, options.share, 'cuda')} cases")

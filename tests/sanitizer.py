@@ -2,8 +2,8 @@
 
 ``python -m tests.on_gpu sanitizer`` runs it. Each tensor has an allocation of its own that ends with its last element,
 and only its elements are written: what lies between them is not initialized. PyTorch's caching allocator would hide
-overruns, so it is off in the processes that are watched. A kernel with a planted mistake shows first that each tool
-sees what it is there for.
+overruns, so it is off in the processes that are watched. Kernels with planted mistakes show first that each tool sees
+what it is there for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from fuzzrope.draw import Draw, search
 from fuzzrope.operations import OPERATIONS
 from kernels import rope, rope_attention, rope_qk
 from kernels.pinned import pinned
-from tests import special
+from tests import racecheck, special
 
 TARGETS: dict[str, Callable[..., Any]] = {
     "rope_options": rope,
@@ -125,16 +125,39 @@ def planted_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 
 
 def run_planted() -> None:
-    """Launch the planted mistake: it leaves its tensors, and reads what nothing has written."""
+    """Launch the planted mistakes: leaves its tensors, reads what nothing has written, a race in shared memory."""
     x, out = (torch.empty(1000, device="cuda") for _ in range(2))
     planted_kernel[(1,)](x, out, 1000, BLOCK=1024)
+    racecheck.run_race()
     torch.cuda.synchronize()
+
+
+def run_control() -> None:
+    """Launch what resembles the planted race, without the mistake."""
+    numbers = racecheck.run_control()
+    if not torch.equal(numbers, torch.arange(len(numbers), dtype=numbers.dtype, device=numbers.device)):
+        raise AssertionError("the control is wrong")
 
 
 def errors_in(output: str) -> int | None:
     """What the tool counted, all summaries added up; None if it printed none."""
     counts = [int(count) for count in SUMMARY.findall(output)]
     return sum(counts) if counts else None
+
+
+def counted(output: str, tool: str) -> int | None:
+    """What counts of it: all but races between accesses that Triton made for roles of warps."""
+    errors = errors_in(output)
+    if errors is None or tool != "racecheck":
+        return errors
+    written, of_roles = racecheck.split(output)
+    return written if errors == written + of_roles else errors  # if not all could be read, all count
+
+
+def total(counts: Iterable[int | None]) -> int | None:
+    """Their sum; None if one is not known."""
+    known = list(counts)
+    return None if None in known else sum(one for one in known if one)
 
 
 def ran_in(output: str) -> int:
@@ -183,17 +206,22 @@ def _watch(
     chosen, planted, output = FILTERS[-1], None, ""
     for filters in FILTERS[-1:] if name in UNFILTERED else FILTERS:
         ((_, output),) = _processes([[*tool, *filters, *base, "planted"]], environment)
-        # racecheck is for shared memory, where nothing is planted: that it runs and sums up is all that is asked
-        if errors_in(output) is not None and (errors_in(output) or name == "racecheck"):
-            chosen, planted = filters, errors_in(output)
+        if counted(output, name):
+            chosen, planted = filters, counted(output, name)
             break
     if planted is None:
         return {"planted": None, "errors": None, "cases": 0, "why": output[-2000:]}
     results = list(_processes([[*tool, *chosen, *one] for one in shares], environment))
-    counted = [errors_in(one) for _, one in results]
-    errors = None if None in counted else sum(one for one in counted if one)
-    report = {"filter": " ".join(chosen), "planted": planted, "errors": errors}
+    report = {"filter": " ".join(chosen), "planted": planted, "errors": total(counted(one, name) for _, one in results)}
     report["cases"] = sum(ran_in(one) for _, one in results)
-    if errors != 0 or any(code for code, _ in results):
-        report["why"] = [one[:3000] + one[-1000:] for code, one in results if code or errors_in(one) != 0]
+    failed = [one for code, one in results if code or counted(one, name) != 0]
+    if name == "racecheck":
+        ((_, control),) = _processes([[*tool, *chosen, *base, "control"]], environment)
+        report["of_roles"] = total(racecheck.split(one)[1] for _, one in results)
+        report["control"] = {"errors": counted(control, name), "of_roles": racecheck.split(control)[1]}
+        if report["control"]["errors"] != 0 or (report["of_roles"] and not report["control"]["of_roles"]):
+            report["errors"] = None  # the tool is not to be believed, or what it says of roles is
+            failed += [control]
+    if failed:
+        report["why"] = [one if len(one) < 4000 else one[:3000] + one[-1000:] for one in failed]
     return report

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fuzzrope.operations import OPERATIONS
-from tests import on_gpu, sanitizer
+from tests import on_gpu, racecheck, sanitizer
 from tests.conftest import rope_case, spec
 from tests.on_gpu import Extent
 
@@ -46,6 +46,7 @@ def test_arguments_name_parts_cases_and_where_the_report_goes(with_a_gpu):
     cases = on_gpu.parse(["cases", "70", "--share", "1/4"])
     assert (cases.count, cases.share) == (70, (1, 4))
     assert on_gpu.parse(["planted"]).parts == ["planted"]
+    assert on_gpu.parse(["control"]).parts == ["control"]
 
 
 @pytest.mark.parametrize(
@@ -199,13 +200,14 @@ def test_summaries_of_all_tools_are_read():
     assert sanitizer.ran_in(OUTPUT.format(0) * 2) == 24
 
 
-def tool(folder: Path, planted: int, found: int, cases: bool = True) -> str:
+def tool(folder: Path, planted: int, found: int, cases: bool = True, control: int = 0) -> str:
     """A stand-in for compute-sanitizer, which knows no filter; it counts the cases of what it is to watch."""
     path = folder / "tool"
     path.write_text(
         "#!/bin/sh\n"
         'case "$*" in *kernel-regex*) echo "unrecognised option"; exit 1;; esac\n'
         f'case "$*" in *planted*) echo "= ERROR SUMMARY: {planted} errors"; exit 0;; esac\n'
+        f'case "$*" in *control*) echo "= ERROR SUMMARY: {control} errors"; exit 0;; esac\n'
         f'{"echo ran 5 cases" if cases else ":"}\necho "= ERROR SUMMARY: {found} errors"\n'
     )
     path.chmod(0o755)
@@ -213,13 +215,19 @@ def tool(folder: Path, planted: int, found: int, cases: bool = True) -> str:
 
 
 @pytest.mark.parametrize(
-    ("planted", "found", "cases", "ok"),
-    [(2, 0, True, True), (2, 1, True, False), (0, 0, True, False), (2, 0, False, False)],
+    ("planted", "found", "cases", "control", "ok"),
+    [
+        (2, 0, True, 0, True),
+        (2, 1, True, 0, False),
+        (0, 0, True, 0, False),
+        (2, 0, False, 0, False),
+        (2, 0, True, 1, False),
+    ],
 )
-def test_the_sanitizer_part_holds_if_all_ran_nothing_was_found_and_a_planted_mistake_was(
-    monkeypatch, tmp_path, planted, found, cases, ok, capsys
+def test_the_sanitizer_part_holds_if_all_ran_and_only_a_planted_mistake_was_found(
+    monkeypatch, tmp_path, planted, found, cases, control, ok, capsys
 ):
-    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: tool(tmp_path, planted, found, cases))
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: tool(tmp_path, planted, found, cases, control))
     monkeypatch.setattr(sanitizer.sys, "executable", str(tmp_path / "python"))
     (tmp_path / "python").write_text("#!/bin/sh\necho ran 5 cases\n")
     (tmp_path / "python").chmod(0o755)
@@ -234,3 +242,39 @@ def test_without_the_tool_the_part_fails(monkeypatch):
     monkeypatch.setattr(sanitizer.shutil, "which", lambda name: None)
     monkeypatch.setattr(sanitizer.os.path, "exists", lambda path: False)
     assert sanitizer.sanitize(1, 1) == {"ok": False, "why": "compute-sanitizer is not there"}
+
+
+REPORT = """#!/bin/sh
+case "$*" in
+    *planted*) echo "= ERROR SUMMARY: 1 error";;
+    *) echo ran 5 cases
+       case "$*" in
+           *racecheck*control*) {control};;
+           *racecheck*) {found};;
+           *) echo "= ERROR SUMMARY: 0 errors";;
+       esac;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("in_control", "ok"), [(1, True), (0, False)])
+def test_races_of_what_roles_are_given_do_not_count_if_the_control_has_the_like(
+    monkeypatch, tmp_path, in_control, ok, capsys
+):
+    ((kernel, line), *_) = racecheck.made_by_triton(racecheck.handing_kernel)
+
+    def report(races: int) -> str:
+        race = f"= Error: Race reported between Read access at {kernel}+0x1 in racecheck.py:{line}\n= \n"
+        (tmp_path / f"{races}").write_text(race * races + f"= RACECHECK SUMMARY: {races} hazards displayed\n")
+        return f"cat {tmp_path / str(races)}"
+
+    (tmp_path / "tool").write_text(REPORT.format(control=report(in_control), found=report(2)))
+    (tmp_path / "python").write_text("#!/bin/sh\necho ran 5 cases\n")
+    for name in ("tool", "python"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: str(tmp_path / "tool"))
+    monkeypatch.setattr(sanitizer.sys, "executable", str(tmp_path / "python"))
+    found = sanitizer.sanitize(5, 2)
+    assert found["ok"] is ok
+    assert found["tools"]["racecheck"]["of_roles"] == 4
+    capsys.readouterr()
