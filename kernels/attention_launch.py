@@ -5,6 +5,7 @@ weights and the weighted sum along. Where few rows meet many keys, several progr
 a second kernel joins what they found. The plain twin is :func:`kernels.reference.attention_reference`.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from kernels.fused import (
 from kernels.launch import TL_DTYPES, Prepared, ceil_div, resolved, start_even
 from kernels.rotation import cells, factor, rows_at
 from kernels.softmax import COMBINED_ROWS, LEAST, LN_2, LOG2_E, capped, choose_splits, combine_kernel, level
-from kernels.special import Special, Wish, special_for
+from kernels.special import Wish, special_for
 from kernels.tiles import (
     columns,
     key_tiles,
@@ -198,7 +199,7 @@ class Plan(NamedTuple):
     """What a call does for inputs of one form; ``even`` layouts are as VECTOR promises, if the addresses are too.
 
     ``splits`` programs share the keys of a tile; where they are several, a second launch joins what they found.
-    ``special`` does all this instead, for a ``wish``, where addresses are as VECTOR promises.
+    ``special`` launches another kernel instead, where addresses are as VECTOR promises.
     """
 
     call: Call
@@ -206,8 +207,7 @@ class Plan(NamedTuple):
     launch: Prepared
     join: Prepared
     even: bool
-    wish: Wish
-    special: Special | None
+    special: Callable[..., None] | None
 
 
 @lru_cache(maxsize=1024)
@@ -241,7 +241,7 @@ def make_plan(
     join = Prepared(combine_kernel, ceil_div(count, COMBINED_ROWS), numbers, constants, {})
     wish = Wish(forms, out, problem.scale, causal, q_offset, window is None and softcap is None)
     special = special_for("attention", architecture(device), wish, pins)
-    return Plan(call, splits, launch, join, even, wish, special)
+    return Plan(call, splits, launch, join, even, special and special.prepare(wish))
 
 
 def plan_attention(
@@ -272,7 +272,7 @@ def launch_attention(
         return o, lse
     inputs = resolved(q, k, v, cos, sin)
     if plan.special is not None and start_even(inputs):
-        plan.special.run(plan.wish, *inputs, o, lse)
+        plan.special(*inputs, o, lse)
         return o, lse
     found: tuple[torch.Tensor, ...] = (o, lse, lse)
     if splits > 1:

@@ -75,10 +75,15 @@ def _wide(numbers: Sequence[float]) -> Hashable:
     return tuple(not -INT32_MAX - 1 <= n <= INT32_MAX for n in numbers)
 
 
+def _dtype(x: Any) -> torch.dtype | None:
+    """Of a tensor or a descriptor of one; None of None."""
+    return None if x is None else (x if hasattr(x, "dtype") else x.base).dtype
+
+
 def enqueue(
     kernel: Any,
     programs: int,
-    tensors: Sequence[torch.Tensor | None],
+    tensors: Sequence[Any],
     numbers: Sequence[float],
     constants: dict[str, Any],
 ) -> Callable[..., None] | None:
@@ -90,7 +95,8 @@ def enqueue(
     Args:
         kernel: takes the tensors, the numbers, then the constants.
         programs: how many; none are not launched.
-        tensors: the first says on which device; None for one that the constants leave unused.
+        tensors: the first says on which device; None for one that the constants leave unused. Some may be
+            descriptors of tensors, of blocks that the constants tell.
         numbers: integers of 32 bits where they fit, unless the kernel says otherwise.
         constants: by name, Triton's options among them.
 
@@ -100,8 +106,7 @@ def enqueue(
     """
     if not programs:
         return None
-    assert tensors[0] is not None
-    device, types = tensors[0].device, tuple(None if x is None else x.dtype for x in tensors)
+    device, types = tensors[0].device, tuple([_dtype(x) for x in tensors])
     with on(device):
         variant = (id(kernel), current_device(), types, _wide(numbers), frozenset(constants.items()))
         compiled, blanks = COMPILED.get(variant, (None, ()))
@@ -117,7 +122,7 @@ def enqueue(
             run(*tensors, *numbers, *blanks)
     number, rest = device.index, (*numbers, *blanks)
 
-    def again(*tensors: torch.Tensor | None) -> None:
+    def again(*tensors: Any) -> None:
         if number is None or number == current_device():
             run(*tensors, *rest)
         else:
@@ -139,7 +144,7 @@ class Prepared(NamedTuple):
     constants: dict[str, Any]
     ready: dict[tuple[Any, ...], Callable[..., None]]
 
-    def run(self, tensors: Sequence[torch.Tensor], **constants: Any) -> None:
+    def run(self, tensors: Sequence[Any], **constants: Any) -> None:
         """Launch on these tensors, the constants that were open last."""
         which = (tensors[0].device, *constants.values())
         ready = self.ready.get(which)

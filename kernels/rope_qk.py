@@ -4,6 +4,7 @@ A program keeps a rotated tile of k and lets tiles of q stream by. The plain twi
 :func:`kernels.reference.qk_reference`.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from kernels.fused import (
 )
 from kernels.launch import TL_DTYPES, Prepared, can_launch, ceil_div, resolved, start_even
 from kernels.rotation import cells, rows_at
-from kernels.special import Special, Wish, special_for
+from kernels.special import Wish, special_for
 from kernels.tiles import lanes_of, load_keys, load_queries, packed_rows, program, seen_from
 from kernels.tiling import SHIPPED, Pins, Tiles, architecture
 
@@ -158,15 +159,14 @@ def rope_qk(
 class Plan(NamedTuple):
     """What a call does for inputs of one form; ``even`` layouts are as VECTOR promises, if the addresses are too.
 
-    ``special`` does it instead, for a ``wish``, where addresses are so.
+    ``special`` launches another kernel instead, where addresses are so.
     """
 
     problem: Problem
     dtype: torch.dtype
     launch: Prepared
     even: bool
-    wish: Wish
-    special: Special | None
+    special: Callable[..., None] | None
 
 
 @lru_cache(maxsize=1024)
@@ -193,7 +193,8 @@ def make_plan(
     dtype = out_dtype or problem.dot
     wish = Wish(forms, dtype, problem.scale, causal, q_offset, True)
     special = special_for("qk", architecture(device), wish, pins)
-    return Plan(problem, dtype, Prepared(qk_kernel, programs, numbers, constants, {}), even, wish, special)
+    launch = Prepared(qk_kernel, programs, numbers, constants, {})
+    return Plan(problem, dtype, launch, even, special and special.prepare(wish))
 
 
 def plan_scores(
@@ -253,7 +254,7 @@ def launch_qk(plan: Plan, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, s
     out = torch.empty(shape, dtype=plan.dtype, device=q.device)
     inputs = resolved(q, k, cos, sin)
     if plan.special is not None and start_even(inputs):
-        plan.special.run(plan.wish, *inputs, out)
+        plan.special(*inputs, out)
         return out
     tensors = *inputs, out
     vector = plan.even and start_even(tensors)

@@ -7,7 +7,7 @@ file that was exported has none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -43,13 +43,13 @@ class Special(NamedTuple):
         architecture: ten times the compute capability that it is for.
         serves: whether it can take inputs of these forms, where all start at multiples of 16 bytes.
         pays: whether it is quicker for them, as measured.
-        run: takes the wish, inputs and outputs.
+        prepare: plans its launch; what it returns takes inputs and outputs, and launches.
     """
 
     architecture: int
     serves: Callable[[Wish], bool]
     pays: Callable[[Wish], bool]
-    run: Callable[..., Any]
+    prepare: Callable[[Wish], Callable[..., None]]
 
 
 SPECIAL: dict[str, list[Special]] = {}  # by what they stand for

@@ -38,6 +38,23 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
   return CUDA_SUCCESS;
 }
 
+/* A tensor map is what it was made of, one number after the other. */
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address,
+                                const cuuint64_t *shape, const cuuint64_t *strides, const cuuint32_t *box,
+                                const cuuint32_t *steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+  cuuint64_t *to = map->opaque;
+  memset(map, 0, sizeof *map);
+  *to++ = (uintptr_t)address;
+  *to++ = type | rank << 8 | interleave << 16 | (uint64_t)swizzle << 24 | (uint64_t)promotion << 32 | (uint64_t)fill << 40;
+  for (cuuint32_t i = 0; i < rank; i++) {
+    *to++ = shape[i] | (cuuint64_t)box[i] << 40; /* shapes of tests are small */
+    if (i)
+      *to++ = strides[i - 1];
+  }
+  return CUDA_SUCCESS;
+}
+
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   static uintptr_t loaded;
   *module = (CUmodule)++loaded;

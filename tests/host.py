@@ -34,6 +34,7 @@ from triton.backends.nvidia import driver as backend
 from fuzzrope.specimens import unfused_baseline
 from fuzzrope.versions import versions
 from kernels import launch
+from kernels.pinned import pinned
 
 ROOM = 4096  # bytes that the driver keeps of parameters
 MODULES = [
@@ -67,8 +68,9 @@ class Driver:
     def during(self, kernel: Any, run: Call) -> tuple[bytes, list[int]]:
         """What one launch of a compiled kernel hands to the driver: its parameters, and all the rest."""
         text = kernel.asm["ptx"]
-        found = re.findall(r"\.param\s+\.[a-z](\d+)[^\n]*_param_\d+", text[: text.index("{", text.index(".entry"))])
-        sizes = [int(bits) // 8 for bits in found]
+        declared = text[: text.index("{", text.index(".entry"))]
+        found = re.findall(r"\.param\s+(?:\.align \d+ )?\.[a-z](\d+)[^\n]*_param_\d+(?:\[(\d+)\])?", declared)
+        sizes = [int(bits) // 8 * int(count or 1) for bits, count in found]
         before = self._last()[1][-1]
         self.library.expect((ctypes.c_size_t * len(sizes))(*sizes), len(sizes))
         run()
@@ -103,6 +105,9 @@ def calls() -> Iterator[tuple[str, Call]]:
         options = {"q_offset": keys - 1, "causal": True} if rows == 1 else {}
         yield _whole(f"rope_qk{name}", qk.rope_qk, q, k, cos, sin, **options)
         yield _whole(f"rope_attention{name}", attention.rope_attention, q, k, v, cos, sin, **options)
+    q, k, v, cos, sin = (new(*shape) for shape in ((2, 4, 32, 64),) * 3 + ((32, 32),) * 2)
+    yield _whole("rope_qk, special", pinned("rope_qk", "special"), q, k, cos, sin)
+    yield _whole("rope_attention, special", pinned("rope_attention", "special"), q, k, v, cos, sin)
 
 
 def _whole(name: str, function: Callable[..., Any], *tensors: torch.Tensor, **options: Any) -> tuple[str, Call]:

@@ -4,5 +4,5 @@ from kernels.hopper import attention, qk
 from kernels.special import SPECIAL, Special
 from kernels.tiling import HOPPER
 
-SPECIAL["attention"] = [Special(HOPPER, attention.serves, attention.pays, attention.run)]
-SPECIAL["qk"] = [Special(HOPPER, qk.serves, qk.pays, qk.run)]
+SPECIAL["attention"] = [Special(HOPPER, attention.serves, attention.pays, attention.prepare)]
+SPECIAL["qk"] = [Special(HOPPER, qk.serves, qk.pays, qk.prepare)]

@@ -8,6 +8,7 @@ that hand buffers to each other are read side by side.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from triton.experimental import gluon
@@ -21,8 +22,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from kernels.fused import check_programs
-from kernels.hopper.forms import are_even, described
-from kernels.launch import ceil_div, on
+from kernels.hopper.forms import Blocks, are_even
+from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E
 from kernels.special import Wish
 
@@ -312,26 +313,25 @@ def pays(wish: Wish) -> bool:
     return keys >= ENOUGH_KEYS and rows >= 2 * ROWS.value and blocks >= ENOUGH_BLOCKS
 
 
-def run(
-    wish: Wish,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    o: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    """Launch it: o (B, Hq, Sq, Dv) and lse (B, Hq, Sq) for inputs that :func:`serves` accepts."""
-    (batch, heads, rows, width), heads_k, width_v = q.shape, k.shape[1], v.shape[3]
+def prepare(wish: Wish) -> Callable[..., None]:
+    """Plan its launch for what :func:`serves` accepts; the result takes q, k, v, cos, sin, o and lse.
+
+    o is (B, Hq, Sq, Dv) and lse (B, Hq, Sq), both contiguous.
+    """
+    q, k, v, cos, sin = wish.forms.values()
+    (batch, heads, rows, width), (_, heads_k, keys, _), width_v = q.shape, k.shape, v.shape[3]
+    steps = *q.strides[:3], cos.strides[0], sin.strides[0]
+    numbers = heads, heads // heads_k, rows, keys, wish.q_offset, wish.scale, *steps
+    constants = {"HALF": width // 2, "WIDTH_V": width_v, "CAUSAL": wish.causal, "num_warps": 4}
     programs = check_programs("rope_attention", ceil_div(rows, 2 * ROWS.value) * batch * heads)
-    if not programs:
-        return
-    table = [SLICE.value, width // 2]
-    with on(q.device):
-        hopper_attention_kernel[(programs,)](
-            q, cos, sin, o, lse, described(k, [1, 1, KEYS.value, width // 2]),
-            described(v, [1, 1, KEYS.value, width_v]), described(cos, table), described(sin, table),
-            heads, heads // heads_k, rows, k.shape[2], wish.q_offset, wish.scale, *q.stride()[:3], cos.stride(0),
-            sin.stride(0), HALF=width // 2, WIDTH_V=width_v, CAUSAL=wish.causal, num_warps=4,
-        )  # fmt: skip
+    launch = Prepared(hopper_attention_kernel, programs, numbers, constants, {})
+    of_k, of_v = Blocks(1, 1, KEYS.value, width // 2), Blocks(1, 1, KEYS.value, width_v)
+    of_cos, of_sin = Blocks(SLICE.value, width // 2), Blocks(SLICE.value, width // 2)
+
+    def run(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
+        o: torch.Tensor, lse: torch.Tensor,
+    ) -> None:  # fmt: skip
+        launch.run((q, cos, sin, o, lse, of_k.of(k), of_v.of(v), of_cos.of(cos), of_sin.of(sin)))
+
+    return run

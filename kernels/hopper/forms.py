@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -26,3 +28,22 @@ def described(x: torch.Tensor, block: list[int]) -> TensorDescriptor:
     """What a bulk copy of blocks has to know; its rows start at multiples of 16 bytes."""
     layout = gl.NVMMASharedLayout.get_default_for(block, TYPES[x.dtype])
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout)
+
+
+class Blocks:
+    """Descriptors of tensors of one form, all of which start at multiples of 16 bytes.
+
+    Triton checks each that is made anew, which takes longer than a launch; what holds of the first holds of all.
+    """
+
+    def __init__(self, *block: int) -> None:
+        self._block = list(block)
+        self._known: dict[str, Any] = {}
+
+    def of(self, x: torch.Tensor) -> TensorDescriptor:
+        """That of a tensor."""
+        if not self._known:
+            self._known = vars(described(x, self._block)) | {"base": None}  # kept longer than a tensor should be
+        made = object.__new__(TensorDescriptor)
+        made.__dict__.update(self._known, base=x)
+        return made

@@ -8,6 +8,7 @@ is left to :mod:`kernels.rope_qk`.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from triton.experimental import gluon
@@ -15,8 +16,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma, warpgroup_mma, warpgroup_mma_wait
 
 from kernels.fused import check_programs
-from kernels.hopper.forms import are_even, described
-from kernels.launch import ceil_div, on
+from kernels.hopper.forms import Blocks, are_even
+from kernels.launch import Prepared, ceil_div
 from kernels.special import Wish
 
 ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a tile
@@ -201,21 +202,25 @@ def pays(wish: Wish) -> bool:
     return tiles_of(wish) >= ENOUGH_TILES and wish.forms["q"].shape[2] >= ROWS.value
 
 
-def run(wish: Wish, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
-    """Launch it: scores (B, Hq, Sq, Sk) of inputs that :func:`serves` accepts."""
+def prepare(wish: Wish) -> Callable[..., None]:
+    """Plan its launch for what :func:`serves` accepts; the result takes q, k, cos, sin and scores (B, Hq, Sq, Sk)."""
+    q, k, cos, sin = wish.forms.values()
     (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
     group, wide = heads // heads_k, keys > KEYS.value
     turns, across = ceil_div(rows, ROWS.value) * group, ceil_div(keys, KEYS.value * (2 if wide else 1))
     steps = min(max(turns * across * batch * heads_k // ENOUGH_PROGRAMS, FEWEST_STEPS), MOST_STEPS)
-    programs = check_programs("rope_qk", ceil_div(turns, steps) * across * batch * heads_k)
-    if not programs:
-        return
     half = 32 if width <= 64 else 64
-    flat = out.view(batch * heads, rows, keys)
-    with on(q.device):
-        hopper_qk_kernel[(programs,)](
-            q, k, cos, sin, described(flat, [1, ROWS.value, KEYS.value]),
-            heads_k, group, rows, keys, wish.q_offset, wish.scale, steps,
-            *q.stride()[:3], *k.stride()[:3], cos.stride(0), sin.stride(0),
-            COLUMNS=width // 2, HALF=half, CAUSAL=wish.causal, WIDE=wide, QUERIES=rows_of_q(half), num_warps=4,
-        )  # fmt: skip
+    steps_of = *q.strides[:3], *k.strides[:3], cos.strides[0], sin.strides[0]
+    numbers = heads_k, group, rows, keys, wish.q_offset, wish.scale, steps, *steps_of
+    constants = {
+        "COLUMNS": width // 2, "HALF": half, "CAUSAL": wish.causal, "WIDE": wide, "QUERIES": rows_of_q(half),
+        "num_warps": 4,
+    }  # fmt: skip
+    programs = check_programs("rope_qk", ceil_div(turns, steps) * across * batch * heads_k)
+    launch = Prepared(hopper_qk_kernel, programs, numbers, constants, {})
+    of_scores = Blocks(1, ROWS.value, KEYS.value)
+
+    def run(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
+        launch.run((q, k, cos, sin, of_scores.of(out.view(batch * heads, rows, keys))))
+
+    return run

@@ -1,6 +1,7 @@
 """Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found."""
 
 import importlib.util
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fuzzrope.targets import Target, find
 from kernels import pinned, special
 from kernels.forms import Meta
 from kernels.hopper import attention, qk
+from kernels.hopper.forms import Blocks, described
 from kernels.special import SPECIAL, Wish, special_for
 from kernels.tiling import HOPPER, SHIPPED, Pins
 from tests import special as command
@@ -128,6 +130,21 @@ def test_a_file_that_was_exported_has_none():
     assert kernels.hopper
 
 
+def test_descriptors_of_one_form_are_what_triton_makes_and_keep_no_tensor():
+    blocks = Blocks(1, 8, 32)
+    for number in range(3):
+        x = torch.randn(4, 24, 64, dtype=torch.float16)[:, :, :48]
+        made = blocks.of(x)
+        assert type(made) is type(described(x, [1, 8, 32]))
+        assert made.base is x
+        assert vars(made) == vars(described(x, [1, 8, 32]))
+        seen = weakref.ref(x)
+        del x, made
+        assert seen() is None, number
+    with pytest.raises(AssertionError, match="16-byte aligned"):
+        Blocks(1, 8, 32).of(torch.randn(4, 24, 60, dtype=torch.float16)[:, :, :48])
+
+
 STORED = {QK: {"out_desc"}, ATTENTION: {"lse_ptr", "o_ptr"}}
 
 
@@ -140,7 +157,7 @@ def launched(operation: str, module, causal: bool) -> set[str]:
     asked = Wish(dict(zip(names, map(Meta.of, inputs), strict=True)), q.dtype, 1.0, causal, 0, True)
     assert module.serves(asked)
     outputs = (torch.empty(1, 4, 70, 72 if operation == QK else 64, dtype=q.dtype), torch.empty(1, 4, 70))
-    module.run(asked, *inputs, *outputs[: len(STORED[operation])])
+    module.prepare(asked)(*inputs, *outputs[: len(STORED[operation])])
     caches = getattr(module, KERNELS[operation]).device_caches.values()
     return {name for cache in caches for made in cache[0].values() for name in stored_through(made.asm["ttgir"])}
 
@@ -182,7 +199,7 @@ def candidate(folder: Path, operation: str, right: str, wrong: str) -> Target:
     text += f"""
 from kernels.pinned import pinned
 from kernels.special import SPECIAL, Special
-SPECIAL["{NAMES[operation]}"] = [Special(90, serves, pays, run)]
+SPECIAL["{NAMES[operation]}"] = [Special(90, serves, pays, prepare)]
 
 ModelNew = pinned("{operation}", "special")
 """
