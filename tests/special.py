@@ -1,6 +1,6 @@
 """Cases that the kernels for one device alone take, which drawn cases seldom fit: by hand, and by chance.
 
-    python -m tests.special [--device cuda] [--count 200] [--seed 1] [--json FILE.json]
+    python -m tests.special [--device cuda] [--count 200] [--seed 1] [--draft scores] [--json FILE.json]
 
 Judges ``kernels.rope_qk@special`` and ``kernels.rope_attention@special``, gradients among what is judged. Exit code 1
 if there is a finding, a case that is not judged, or on a CPU one that went another way.
@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fuzzrope.judge import judge
 from fuzzrope.run import Runner
 from fuzzrope.targets import find
 from fuzzrope.versions import versions
+from tests.drafts import DRAFTS
 
 QK, ATTENTION = "rope_qk", "rope_attention"
 KERNELS = {QK: "hopper_qk_kernel", ATTENTION: "hopper_attention_kernel"}
@@ -147,17 +149,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, default=0, metavar="N", help="of cases by chance for each operation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="every N-th")
+    parser.add_argument("--draft", choices=DRAFTS, help="a kernel that is not shipped, in the place of what is")
     parser.add_argument("--json", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
     part, parts = options.share
     cases = list(BY_HAND.items()) if part == 0 else []
-    for operation in (QK, ATTENTION):
+    targets = {operation: find(f"kernels.{operation}@special") for operation in KERNELS}
+    if options.draft:
+        operation, path = DRAFTS[options.draft]
+        targets = {operation: replace(find(str(path)), operation=operation, gradients=True)}
+    for operation in targets:
         numbers = range(part, options.count, parts)
         cases += [(f"{operation} {number}", drawn(operation, number, options.seed)) for number in numbers]
     began, counts, wrong = time.monotonic(), Counter[str](), {}
-    with Runner(find(f"kernels.{QK}@special"), options.device) as runner:
-        for operation in (QK, ATTENTION):
-            runner.turn_to(find(f"kernels.{operation}@special"))
+    with Runner(next(iter(targets.values())), options.device) as runner:
+        for operation, target in targets.items():
+            runner.turn_to(target)
             for name, asked in cases:
                 if asked.operation == operation:
                     said = said_of(runner, asked, options.device)
