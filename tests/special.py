@@ -25,6 +25,7 @@ from fuzzrope.run import Runner
 from fuzzrope.targets import find
 from fuzzrope.versions import versions
 from tests.drafts import DRAFTS
+from tests.drafts import SPECIAL as SPECIAL_DRAFTS
 
 QK, ATTENTION = "rope_qk", "rope_attention"
 KERNELS = {QK: "hopper_qk_kernel", ATTENTION: "hopper_attention_kernel"}
@@ -149,7 +150,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, default=0, metavar="N", help="of cases by chance for each operation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="every N-th")
-    parser.add_argument("--draft", choices=DRAFTS, help="a kernel that is not shipped, in the place of what is")
+    parser.add_argument("--draft", choices=SPECIAL_DRAFTS, help="a kernel that is not shipped, in the place of what is")
     parser.add_argument("--json", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
     part, parts = options.share

@@ -1,6 +1,8 @@
 """Kernels that are not shipped yet are right on the engine, and flaws put into them are found."""
 
 import importlib
+import inspect
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,32 +10,69 @@ import torch
 
 from fuzzrope.judge import judge
 from fuzzrope.targets import find
+from kernels import reference, rope_launch
 from kernels.forms import Meta
 from kernels.reference import qk_reference
 from kernels.special import SPECIAL, Wish
 from tests import special as command
-from tests.drafts import DRAFTS
+from tests.drafts import DRAFTS, rope, scores
+from tests.drafts import SPECIAL as SPECIAL_DRAFTS
 from tests.drafts.__main__ import take
 from tests.special import QK, case
 
-SHIPPED = dict(SPECIAL)
-scores = importlib.import_module("tests.drafts.scores")
-SPECIAL.update(SHIPPED)  # which importing a draft changes
+
+@pytest.fixture
+def shipped():
+    """What is shipped is taken again afterwards."""
+    special, prepared = dict(SPECIAL), rope_launch.Prepared
+    constants = {module: dict(vars(module)) for module in (scores, rope)}
+    yield
+    SPECIAL.update(special)
+    rope_launch.Prepared = prepared
+    for module, values in constants.items():
+        vars(module).update(values)
 
 
-@pytest.mark.parametrize("name", DRAFTS)
+@pytest.mark.parametrize("name", SPECIAL_DRAFTS)
 def test_a_draft_is_taken_and_right(name, capsys):
     assert command.main(["--draft", name, "--count", "10"]) == 0, capsys.readouterr().out
     capsys.readouterr()
 
 
-def test_the_command_takes_a_draft_with_other_constants_and_refuses_what_is_none(monkeypatch):
-    monkeypatch.setattr(scores, "PARTS", scores.PARTS)
+def test_the_command_takes_a_draft_with_other_constants_and_refuses_what_is_none(shipped):
+    before = SPECIAL["qk"]
     take("scores:PARTS=2")
     assert scores.PARTS == 2
+    assert SPECIAL["qk"] is not before
     for wrong in ("", "other", "scores:PART=2", "scores:PARTS", "scores:PARTS=x"):
         with pytest.raises(ValueError, match="scores"):
             take(wrong)
+
+
+def test_rope_with_hints_gives_the_same_bits(engine, shipped, monkeypatch):
+    module = importlib.import_module("kernels.rope")
+    monkeypatch.setattr(module, "can_launch", lambda device: True)
+    tensors = [torch.randn(shape).bfloat16() for shape in ((2, 3, 5, 32), (2, 2, 5, 32), (5, 16), (5, 16))]
+    true = reference.rope(*tensors)
+    take("rope:EARLY=0")
+    plans = module.make_plan, module.plan_by_facts
+    for plan in plans:
+        plan.cache_clear()
+    found = module.rope(*tensors)
+    assert module.make_plan(*map(Meta.of, tensors)).launch.prepared.kernel is rope.changed(1, 0)
+    for plan in plans:
+        plan.cache_clear()
+    assert engine.launches
+    assert all(map(torch.equal, found, true))
+
+
+def test_rope_that_begins_early_waits_before_it_loads(shipped):
+    take("rope")
+    kernel = rope.changed(1, 1)
+    text = inspect.getsource(sys.modules[kernel.fn.__module__])
+    assert text.index("gdc_wait()") < text.index("tl.load(")
+    assert text.count("evict_last") == text.count('".cs"') == 2
+    assert rope_launch.Prepared(None, 1, (), {}, {}).constants == {"launch_pdl": True}
 
 
 @pytest.mark.parametrize(("parts", "warps"), [(1, 4), (2, 4), (2, 8), (4, 4)])

@@ -1,7 +1,8 @@
-"""Kernels for one device that wait for a GPU to say whether they are quicker; whoever imports one takes it.
+"""Kernels that wait for a GPU to say whether they are quicker.
 
     python -m tests.special --draft scores --device cuda --count 200  # are they right there
     python -m tests.drafts scores:PARTS=2:WARPS=4 scores --quick     # then how fast, by ``fuzzrope bench``
+    python -m tests.drafts rope:EARLY=0 rope
 
 What is quicker takes the place of what is shipped; what is not is deleted, and ``reports/baseline/speed.md`` says why.
 """
@@ -9,4 +10,5 @@ What is quicker takes the place of what is shipped; what is not is deleted, and 
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DRAFTS = {"scores": ("rope_qk", HERE / "scores.py")}  # what each is an implementation of, and where it is
+DRAFTS = {"rope": ("rope", HERE / "rope.py"), "scores": ("rope_qk", HERE / "scores.py")}  # of what, and where
+SPECIAL = ("scores",)  # in the place of a kernel for one device alone

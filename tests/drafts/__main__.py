@@ -10,7 +10,7 @@ from tests.drafts import DRAFTS
 
 
 def take(text: str) -> None:
-    """Import the draft that a text names, and give constants of its module other values; raises ValueError."""
+    """Take the draft that a text names, its constants with other values if it says so; raises ValueError."""
     name, *settings = text.split(":")
     if name not in DRAFTS:
         raise ValueError(f"the first argument is one of {', '.join(DRAFTS)}, not {name!r}")
@@ -20,6 +20,7 @@ def take(text: str) -> None:
         if not hasattr(module, constant) or not number.isdecimal():
             raise ValueError(f"{setting!r} is not CONSTANT=NUMBER with a constant of {module.__file__}")
         setattr(module, constant, int(number))
+    module.take()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ what begins and ends late). Instructions for 64 x 256 scores: 522, 571 before; c
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -214,5 +215,15 @@ def prepare(wish: Wish) -> Callable[..., None]:
     return lambda *tensors: launch.run(tensors)
 
 
-SPECIAL["qk"] = [Special(HOPPER, serves, pays, prepare)]  # whoever imports a draft takes it
-ModelNew = pinned("rope_qk", "special")
+def take() -> None:
+    """Have it taken from now on, wherever it can."""
+    SPECIAL["qk"] = [Special(HOPPER, serves, pays, prepare)]
+
+
+def scores(*tensors: Any, **options: Any) -> Any:
+    """:func:`kernels.rope_qk` by this kernel."""
+    take()
+    return pinned("rope_qk", "special")(*tensors, **options)
+
+
+ModelNew = scores
