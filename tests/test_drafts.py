@@ -18,7 +18,7 @@ from tests import special as command
 from tests.drafts import DRAFTS, rope, scores
 from tests.drafts import SPECIAL as SPECIAL_DRAFTS
 from tests.drafts.__main__ import take
-from tests.special import QK, case
+from tests.special import ATTENTION, QK, case
 
 
 @pytest.fixture
@@ -105,15 +105,45 @@ OF_SCORES = {
 }  # fmt: skip
 
 
+def found_in(name, right, wrong, asked, runner, folder, *more):
+    """Kinds of findings of a case for a draft with something wrong."""
+    operation, path = DRAFTS[name]
+    text = path.read_text()
+    for before, after in ((right, wrong), *more):
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    (folder / "candidate.py").write_text(text)
+    target = replace(find(str(folder / "candidate.py")), operation=operation)
+    runner.turn_to(target)
+    return {finding.kind for finding in judge(asked, runner.run(asked), target).findings}
+
+
 @pytest.mark.parametrize("flaw", OF_SCORES)
 def test_a_flaw_put_into_scores_is_found(runner, tmp_path, flaw):
     right, wrong, kind = OF_SCORES[flaw]
-    operation, path = DRAFTS["scores"]
-    text = path.read_text()
-    assert text.count(right) == 1, right
-    (tmp_path / "candidate.py").write_text(text.replace(right, wrong).replace("FEWEST_STEPS), MOST_STEPS)", "2), 2)"))
-    target = replace(find(str(tmp_path / "candidate.py")), operation=operation)
-    runner.turn_to(target)
     asked = case(QK, rows=300, keys=1000, heads=(4, 2), causal=True, q_offset=3)
-    verdict = judge(asked, runner.run(asked), target)
-    assert kind in {finding.kind for finding in verdict.findings}, verdict.findings
+    two_steps = "steps_of = *q.strides[:3]", "steps = 2\n    steps_of = *q.strides[:3]"
+    assert kind in found_in("scores", right, wrong, asked, runner, tmp_path, two_steps)
+
+
+DONE = "                o, left, p = warpgroup_mma_wait(0, deps=[o, left, p])\n"
+ROOM = "                mbarrier.arrive(v_room.index(v_place), count=1)\n"
+OF_ATTENTION = {
+    "nothing": ("rows of q each", "rows of q each", ""),
+    "room for values that are still multiplied": (DONE + ROOM, ROOM + DONE, "race"),
+    "keys that are not turned yet": ("                mbarrier.wait(full.index(tile), 0)\n", "", "race"),
+    "keys that nobody turns": ("range(WHICH, count, 2)", "range(WHICH, count - 1, 2)", "exception"),
+    "values that nobody made room for": ("            mbarrier.wait(v_room.index(place), parity ^ 1)\n", "", "race"),
+    "rows of the tile before": ("gl.minimum(turn + 1, last - 1)", "turn", "mismatch"),
+    "heads of q not told apart": ("(following // tiles).to(gl.int64) * q_h", "0 * q_h", "mismatch"),
+    "heads of o not told apart": ("above = (turn // tiles).to(gl.int64) * rows", "above = offset * 0", "uninitialized"),
+    "keys beyond the last": ("SliceLayout(1, OF_ROWS)), keys - 1)", "SliceLayout(1, OF_ROWS)), keys)", "out_of_bounds"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", OF_ATTENTION)
+def test_a_flaw_put_into_attention_is_found(runner, tmp_path, flaw):
+    right, wrong, kind = OF_ATTENTION[flaw]
+    asked = case(ATTENTION, rows=200, keys=450, heads=(4, 2), causal=True, q_offset=290, return_lse=True)
+    kinds = found_in("attention", right, wrong, asked, runner, tmp_path, ("PLACES = 132", "PLACES = 1"))
+    assert kind in kinds if kind else not kinds, kinds

@@ -10,5 +10,9 @@ What is quicker takes the place of what is shipped; what is not is deleted, and 
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DRAFTS = {"rope": ("rope", HERE / "rope.py"), "scores": ("rope_qk", HERE / "scores.py")}  # of what, and where
-SPECIAL = ("scores",)  # in the place of a kernel for one device alone
+DRAFTS = {  # of what, and where
+    "rope": ("rope", HERE / "rope.py"),
+    "scores": ("rope_qk", HERE / "scores.py"),
+    "attention": ("rope_attention", HERE / "attention.py"),
+}
+SPECIAL = ("scores", "attention")  # in the place of a kernel for one device alone
