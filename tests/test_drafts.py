@@ -75,12 +75,14 @@ def test_rope_that_begins_early_waits_before_it_loads(shipped):
     assert rope_launch.Prepared(None, 1, (), {}, {}).constants == {"launch_pdl": True}
 
 
-@pytest.mark.parametrize(("parts", "warps"), [(1, 4), (2, 4), (2, 8), (4, 4)])
-def test_other_tiles_of_scores_are_right(engine, monkeypatch, parts, warps):
+@pytest.mark.parametrize(
+    ("parts", "warps", "width"), [(1, 4, 64), (2, 4, 48), (2, 8, 128), (4, 4, 64), (4, 8, 256), (4, 8, 160)]
+)
+def test_other_tiles_of_scores_are_right(engine, monkeypatch, parts, warps, width):
     monkeypatch.setattr(scores, "PARTS", parts)
     monkeypatch.setattr(scores, "WARPS", warps)
-    q, k = torch.randn(1, 4, 300, 64).half(), torch.randn(1, 2, 1000, 64).half()
-    angles = torch.rand(1100, 32)
+    q, k = torch.randn(1, 4, 300, width).half(), torch.randn(1, 2, 1000, width).half()
+    angles = torch.rand(1100, width // 2)
     tensors = q, k, angles.cos().half(), angles.sin().half()
     wish = Wish(dict(zip("qkcs", map(Meta.of, tensors), strict=True)), q.dtype, 0.5, True, 100, True)
     assert scores.serves(wish)

@@ -176,13 +176,13 @@ def rows_of_q(half: int) -> gl.DistributedLinearLayout:
     return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [ROWS.value, half])
 
 
-def serves(wish: Wish) -> bool:
-    """Whether the kernel can take a call: up to 128 columns, and what :func:`kernels.hopper.forms.are_even` asks."""
+def serves(wish: Wish, most: int = 128) -> bool:
+    """Whether the kernel can take a call: up to so many columns, and what :func:`.forms.are_even` asks."""
     q, k, cos, sin = wish.forms.values()
     needed = max(wish.q_offset + q.shape[2], k.shape[2])
     return (
         are_even(wish)
-        and q.shape[3] <= 128
+        and q.shape[3] <= most
         and q.shape[3] % 16 == 0
         and cos.shape[1] == sin.shape[1] == q.shape[3] // 2
         and k.shape[2] % 8 == 0
