@@ -149,3 +149,31 @@ def test_a_flaw_put_into_attention_is_found(runner, tmp_path, flaw):
     asked = case(ATTENTION, rows=200, keys=450, heads=(4, 2), causal=True, q_offset=290, return_lse=True)
     kinds = found_in("attention", right, wrong, asked, runner, tmp_path, ("PLACES = 132", "PLACES = 1"))
     assert kind in kinds if kind else not kinds, kinds
+
+
+WAIT = "            mbarrier.wait(full.index(place), parity)\n            s = multiply_keys(qa1"
+DONE_B = "            o_b, left, p = warpgroup_mma_wait(0, deps=[o_b, left, p])\n"
+ROOM_B = "            mbarrier.arrive(v_room.index(v_before), count=1)\n"
+HIDDEN = "s = gl.where((tile * KEYS + n)[None, :] < high_b[:, None], s"
+OF_LONG = {
+    "nothing": ("rows of q a group", "rows of q a group", ""),
+    "keys that are not turned yet": (WAIT, "            s = multiply_keys(qa1", "race"),
+    "room for values that are still multiplied": (DONE_B + ROOM_B, ROOM_B + DONE_B, "race"),
+    "keys that both groups free at once": (
+        "mbarrier.init(k_room.index(place), count=2)", "mbarrier.init(k_room.index(place), count=1)", "exception",
+    ),
+    "both blocks of rows with the edge of one": (HIDDEN, HIDDEN.replace("high_b", "high"), "mismatch"),
+    "keys turned by the slice before": ("(part + 1) * SLICE + n", "part * SLICE + n", "mismatch"),
+    "sums of one block for the other": ("finish(o_b, top_b, total_b,", "finish(o_b, top_b, total,", "mismatch"),
+    "a block that keeps its old weight": (
+        "o_b = o_b * gl.convert_layout(alpha, gl.SliceLayout(1, OUT))[:, None]", "pass", "mismatch",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", OF_LONG)
+def test_a_flaw_put_into_long_attention_is_found(runner, tmp_path, flaw):
+    right, wrong, kind = OF_LONG[flaw]
+    asked = case(ATTENTION, rows=300, keys=700, heads=(2, 1), causal=True, q_offset=400, return_lse=True)
+    kinds = found_in("long_attention", right, wrong, asked, runner, tmp_path)
+    assert kind in kinds if kind else not kinds, kinds

@@ -14,5 +14,6 @@ DRAFTS = {  # of what, and where
     "rope": ("rope", HERE / "rope.py"),
     "scores": ("rope_qk", HERE / "scores.py"),
     "attention": ("rope_attention", HERE / "attention.py"),
+    "long_attention": ("rope_attention", HERE / "long_attention.py"),
 }
-SPECIAL = ("scores", "attention")  # in the place of a kernel for one device alone
+SPECIAL = ("scores", "attention", "long_attention")  # in the place of a kernel for one device alone
