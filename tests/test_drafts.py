@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fuzzrope.geometry import dense
 from fuzzrope.judge import judge
 from fuzzrope.targets import find
 from kernels import reference, rope_launch
@@ -15,7 +16,7 @@ from kernels.forms import Meta
 from kernels.reference import qk_reference
 from kernels.special import SPECIAL, Wish
 from tests import special as command
-from tests.drafts import DRAFTS, rope, scores
+from tests.drafts import DRAFTS, attention, long_attention, rope, scores
 from tests.drafts import SPECIAL as SPECIAL_DRAFTS
 from tests.drafts.__main__ import take
 from tests.special import ATTENTION, QK, case
@@ -92,6 +93,22 @@ def test_other_tiles_of_scores_are_right(engine, monkeypatch, parts, warps, widt
     true = qk_reference(*tensors, scale=0.5, causal=True, q_offset=100)
     assert torch.equal(out.isinf(), true.isinf())
     torch.testing.assert_close(out, true, atol=0.02, rtol=0.002)
+
+
+FAR = {"q": (2**32, 2**31, 2**25, 1), "k": (2**32, 2**31, 2**22, 1), "cos": (2**22, 1), "sin": (2**22, 1)}
+
+
+@pytest.mark.parametrize("module", [scores, attention, long_attention], ids=SPECIAL_DRAFTS)
+@pytest.mark.parametrize("far", FAR)
+def test_a_draft_leaves_what_32_bits_do_not_reach_to_others(module, far):
+    shapes = {"q": (1, 2, 128, 64)} | dict.fromkeys("kv", (1, 2, 1024, 64)) | dict.fromkeys(("cos", "sin"), (1024, 32))
+    if module is scores:
+        del shapes["v"]
+    forms = {name: Meta(shape, dense(shape), torch.bfloat16) for name, shape in shapes.items()}
+    assert module.serves(Wish(forms, torch.bfloat16, 1.0, False, 0, True))
+    forms[far] = Meta(shapes[far], FAR[far], torch.bfloat16)
+    by_descriptor = module is long_attention and far in ("q", "k")  # or with 64 bits
+    assert module.serves(Wish(forms, torch.bfloat16, 1.0, False, 0, True)) is by_descriptor
 
 
 #: What is right in the text of scores, what is wrong instead, what that has to be called.

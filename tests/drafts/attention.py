@@ -228,10 +228,11 @@ def hopper_attention_kernel(
 def serves(wish: Wish) -> bool:
     """Whether the kernel can take a call: what the shipped one takes, with keys that fit."""
     q, k, _, cos, sin = wish.forms.values()
-    farthest = max(q.shape[2] * max(q.strides[2], *cos.strides, *sin.strides), k.shape[2] * k.strides[2])
+    rows, keys = q.shape[2], k.shape[2]
+    farthest = max(rows * q.strides[2], keys * k.strides[2], max(rows, keys) * max(*cos.strides, *sin.strides))
     return (
         attention.serves(wish)
-        and ceil_div(k.shape[2], KEYS.value) * KEYS.value * k.shape[3] <= MOST_COLUMNS
+        and ceil_div(keys, KEYS.value) * KEYS.value * k.shape[3] <= MOST_COLUMNS
         and farthest <= INT32_MAX
     )
 

@@ -162,7 +162,8 @@ def attend(
     if seen < KEYS:
         s = gl.where(n[None, :] < high_b[:, None], s, -float("inf"))
     p, alpha, top_b, total_b = weigh(s, top_b, total_b, units)
-    o, left = warpgroup_mma_wait(0, deps=[o, left])
+    sums.index(WHICH).store(total_b)
+    o, left, p = warpgroup_mma_wait(0, deps=[o, left, p])
     left = gl.convert_layout(p.to(DOT), LEFT)
     for EDGES in gl.static_range(2):
         for tile in range(whole if EDGES else 1, mine if EDGES else whole):
