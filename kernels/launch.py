@@ -36,8 +36,20 @@ def broadcast_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int
 
 
 def resolved(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors as their memory has them: a lazily negated view keeps its sign outside, where no kernel sees it."""
-    return tuple([x.resolve_neg() if x.is_neg() else x for x in tensors])
+    """The tensors as their memory has them: a lazily negated view keeps its sign outside, where no kernel sees it.
+
+    Strides stay as they are, since launches are planned for them; ``resolve_neg`` would not keep them.
+    """
+    return tuple([_negated(x) if x.is_neg() else x for x in tensors])
+
+
+def _negated(x: torch.Tensor) -> torch.Tensor:
+    """A lazily negated view in memory of its own, with the same strides."""
+    end = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    found = torch.empty(end, dtype=x.dtype, device=x.device).as_strided(x.shape, x.stride())
+    once = tuple([slice(1) if step == 0 else slice(None) for step in x.stride()])
+    found[once].copy_(x[once])
+    return found
 
 
 def start_even(tensors: Sequence[torch.Tensor]) -> bool:

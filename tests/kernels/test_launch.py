@@ -11,7 +11,8 @@ import pytest
 import torch
 from triton.runtime.jit import JITFunction
 
-from kernels import launch
+import kernels
+from kernels import launch, reference
 from kernels.launch import INT32_MAX, Prepared, enqueue, on
 
 MODULES = [
@@ -161,3 +162,54 @@ def test_the_driver_gets_the_bytes_that_it_gets_of_triton():
     assert done.returncode == 0, done.stderr
     for kernel in ENQUEUED.values():
         assert kernel.fn.__name__ in done.stderr
+
+
+def imaginary(*shape, dtype=torch.complex64):
+    """A lazily negated view, which has gaps."""
+    return torch.randn(*shape, dtype=dtype).conj().imag
+
+
+NEGATED = {
+    "gaps": imaginary(2, 3, 5, 32),
+    "rows left out": imaginary(2, 3, 10, 32)[:, :, ::2],
+    "expanded": imaginary(1, 3, 1, 32).expand(2, 3, 5, 32),
+    "transposed": imaginary(2, 5, 3, 32).transpose(1, 2),
+    "empty": imaginary(2, 0, 5, 32),
+    "part of a storage": imaginary(4, 3, 5, 32)[2:],
+}
+
+
+@pytest.mark.parametrize("layout", NEGATED)
+def test_a_lazily_negated_view_is_resolved_with_its_strides(layout):
+    x = NEGATED[layout]
+    (found,) = launch.resolved(x)
+    assert x.is_neg()
+    assert not found.is_neg()
+    assert found.stride() == x.stride()
+    assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("layout", [name for name in NEGATED if name != "empty"])
+def test_operations_take_lazily_negated_views_forward_and_backward(engine, monkeypatch, layout):
+    for name in ("rope", "operators", "rope_qk", "rope_attention", "fused_operators", "placed"):
+        monkeypatch.setattr(
+            importlib.import_module(f"kernels.{name}"), "can_launch", lambda device: True, raising=False
+        )
+    q, k, v, table = NEGATED[layout], imaginary(2, 3, 5, 32), imaginary(2, 3, 5, 32), imaginary(5, 16)
+    for ours, twin, tensors in (
+        (kernels.rope, reference.rope, (q, k, torch.randn(5, 16), table)),
+        (kernels.rope_qk, reference.qk_reference, (q, k, torch.randn(5, 16), table)),
+        (kernels.rope_attention, reference.attention_reference, (q, k, v, torch.randn(5, 16), table)),
+    ):
+        results = []
+        for call in (ours, twin):
+            leaves = [x.detach().requires_grad_() for x in tensors]
+            outs = call(*leaves)
+            outs = outs[:2] if isinstance(outs, tuple) else (outs,)
+            given = [torch.linspace(-1, 1, out.numel()).view(out.shape) for out in outs]
+            given[0] = torch.complex(given[0], given[0]).conj().imag
+            results.append((*outs, *torch.autograd.grad(outs, leaves, given)))
+        for found, true in zip(*results, strict=True):
+            torch.testing.assert_close(found, true, atol=1e-4, rtol=1e-4)
+    assert engine.launches
+    assert not engine.accesses
