@@ -16,8 +16,7 @@ from kernels.forms import Meta
 from kernels.reference import qk_reference
 from kernels.special import SPECIAL, Wish
 from tests import special as command
-from tests.drafts import DRAFTS, attention, long_attention, rope, scores
-from tests.drafts import SPECIAL as SPECIAL_DRAFTS
+from tests.drafts import DRAFTS, SPECIAL_DRAFTS, attention, long_attention, rope, scores
 from tests.drafts.__main__ import take
 from tests.special import ATTENTION, QK, case
 
@@ -109,6 +108,12 @@ def test_a_draft_leaves_what_32_bits_do_not_reach_to_others(module, far):
     forms[far] = Meta(shapes[far], FAR[far], torch.bfloat16)
     by_descriptor = module is long_attention and far in ("q", "k")  # or with 64 bits
     assert module.serves(Wish(forms, torch.bfloat16, 1.0, False, 0, True)) is by_descriptor
+
+
+def test_a_draft_that_takes_nothing_is_not_right(monkeypatch, capsys):
+    monkeypatch.setattr(command, "BY_HAND", {"other": case(QK, "float32", rows=3, keys=8, width=64)})
+    assert command.main(["--draft", "scores"]) == 1
+    assert capsys.readouterr().out.startswith("0 cases, 0 of them not right")
 
 
 #: What is right in the text of scores, what is wrong instead, what that has to be called.

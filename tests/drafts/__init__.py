@@ -16,4 +16,4 @@ DRAFTS = {  # of what, and where
     "attention": ("rope_attention", HERE / "attention.py"),
     "long_attention": ("rope_attention", HERE / "long_attention.py"),
 }
-SPECIAL = ("scores", "attention", "long_attention")  # in the place of a kernel for one device alone
+SPECIAL_DRAFTS = ("scores", "attention", "long_attention")  # in the place of a kernel for one device alone
