@@ -216,11 +216,12 @@ def _watch(
     report["cases"] = sum(ran_in(one) for _, one in results)
     failed = [one for code, one in results if code or counted(one, name) != 0]
     if name == "racecheck":
-        ((_, control),) = _processes([[*tool, *chosen, *base, "control"]], environment)
-        report["of_roles"] = total(racecheck.split(one)[1] for _, one in results)
+        ((code, control),) = _processes([[*tool, *chosen, *base, "control"]], environment)
+        report["of_roles"] = sum(racecheck.split(one)[1] for _, one in results)
         report["control"] = {"errors": counted(control, name), "of_roles": racecheck.split(control)[1]}
-        if report["control"]["errors"] != 0 or (report["of_roles"] and not report["control"]["of_roles"]):
-            report["errors"] = None  # the tool is not to be believed, or what it says of roles is
+        unlike = report["of_roles"] and not report["control"]["of_roles"]
+        if code or report["control"]["errors"] != 0 or unlike:
+            report["errors"] = None  # either the tool is wrong about what is right, or it may be right about roles
             failed += [control]
     if failed:
         report["why"] = [one if len(one) < 4000 else one[:3000] + one[-1000:] for one in failed]

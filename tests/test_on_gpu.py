@@ -249,7 +249,7 @@ case "$*" in
     *planted*) echo "= ERROR SUMMARY: 1 error";;
     *) echo ran 5 cases
        case "$*" in
-           *racecheck*control*) {control};;
+           *racecheck*control*) {control}; exit {code};;
            *racecheck*) {found};;
            *) echo "= ERROR SUMMARY: 0 errors";;
        esac;;
@@ -257,9 +257,9 @@ esac
 """
 
 
-@pytest.mark.parametrize(("in_control", "ok"), [(1, True), (0, False)])
+@pytest.mark.parametrize(("in_control", "code", "ok"), [(1, 0, True), (0, 0, False), (1, 1, False)])
 def test_races_of_what_roles_are_given_do_not_count_if_the_control_has_the_like(
-    monkeypatch, tmp_path, in_control, ok, capsys
+    monkeypatch, tmp_path, in_control, code, ok, capsys
 ):
     ((kernel, line), *_) = racecheck.made_by_triton(racecheck.handing_kernel)
 
@@ -268,7 +268,7 @@ def test_races_of_what_roles_are_given_do_not_count_if_the_control_has_the_like(
         (tmp_path / f"{races}").write_text(race * races + f"= RACECHECK SUMMARY: {races} hazards displayed\n")
         return f"cat {tmp_path / str(races)}"
 
-    (tmp_path / "tool").write_text(REPORT.format(control=report(in_control), found=report(2)))
+    (tmp_path / "tool").write_text(REPORT.format(control=report(in_control), code=code, found=report(2)))
     (tmp_path / "python").write_text("#!/bin/sh\necho ran 5 cases\n")
     for name in ("tool", "python"):
         (tmp_path / name).chmod(0o755)
