@@ -42,7 +42,7 @@ from kernels.tiles import (
     seen_from,
     whole_tiles,
 )
-from kernels.tiling import SHIPPED, Pins, Tiles, architecture
+from kernels.tiling import SHIPPED, Pins, Tiles, architecture, multiprocessors
 
 NAME = "rope_attention"
 
@@ -239,7 +239,8 @@ def make_plan(
     constants = {"BLOCK_R": COMBINED_ROWS, "BLOCK_V": block_of(call.width_v)}
     numbers = count, call.width_v, splits
     join = Prepared(combine_kernel, ceil_div(count, COMBINED_ROWS), numbers, constants, {})
-    wish = Wish(forms, out, problem.scale, causal, q_offset, window is None and softcap is None)
+    plain = window is None and softcap is None
+    wish = Wish(forms, out, problem.scale, causal, q_offset, plain, multiprocessors(device))
     special = special_for("attention", architecture(device), wish, pins)
     return Plan(call, splits, launch, join, even, special and special.prepare(wish))
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kernels import reference
+from kernels.early import can_be_early
 from kernels.forms import Meta, Turn, allocate, check_forms, forms_of, is_plain
 from kernels.fused import block_of
 from kernels.launch import TL_DTYPES, can_launch, choose_tile
@@ -65,7 +66,8 @@ def make_plan(
     tiles = tiles_of(outs, device, pins)
     rest = 0 if turn is None else q.shape[3] - turn.columns
     inputs, results = ([x.narrowed(rest) for x in pair] for pair in ((q, k), outs))
-    launch = plan_launch(inputs, results, cut(cos, q), cut(sin, q), tiles, turn is not None and turn.interleaved)
+    interleaved = turn is not None and turn.interleaved
+    launch = plan_launch(inputs, results, cut(cos, q), cut(sin, q), tiles, can_be_early(device), interleaved)
     types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
     return Plan(*outs, launch, turn, tiles)

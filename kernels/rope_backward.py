@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from kernels.early import can_be_early
 from kernels.forms import Meta, Turn
 from kernels.launch import TL_DTYPES, ceil_div, choose_tile, on, resolved
 from kernels.layout import Ints, View
@@ -113,10 +114,11 @@ def _plan_back(
     rows: int,
     interleaved: bool,
     tiles: Tiles,
+    early: bool,
 ) -> Launch:
     """The launch that rotates gradients back into ``outs``."""
     c, s = (View((min(t.shape[0], rows), t.shape[1]), t.strides) for t in (cos, sin))
-    planned = plan_launch(gradients, outs, c, s, tiles, interleaved)
+    planned = plan_launch(gradients, outs, c, s, tiles, early, interleaved)
     for name, out in zip("QK", outs, strict=True):
         dtypes = (torch.promote_types(out.dtype, cos.dtype), torch.promote_types(out.dtype, sin.dtype), out.dtype)
         for role, dtype in zip(("COS", "SIN", "OUT"), dtypes, strict=True):
@@ -141,7 +143,8 @@ def _rotate_back(
     (gq, dq), (gk, dk) = metas
     (g_q, d_q), (g_k, d_k) = (pair or some for pair in pairs)
     tiles = tiles or tiles_of((dq, dk), cos.device)
-    planned = _plan_back((gq, gk), (dq, dk), Meta.of(cos), Meta.of(sin), rows, interleaved, tiles)
+    early = can_be_early(cos.device)
+    planned = _plan_back((gq, gk), (dq, dk), Meta.of(cos), Meta.of(sin), rows, interleaved, tiles, early)
     planned.run(g_q, g_k, cos, sin, d_q, d_k, back=True)
 
 

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.forms import Meta
 from kernels.launch import INT32_MAX, VECTOR_ELEMENTS, Prepared, broadcast_strides, ceil_div, resolved, start_even
 from kernels.layout import Ints, View
@@ -35,6 +36,7 @@ def rotate_rows(
     stride_ob, stride_oh, stride_os, stride_od, out_half,
     COS_DTYPE: tl.constexpr, SIN_DTYPE: tl.constexpr, OUT_DTYPE: tl.constexpr,
     VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BACK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Rotate BLOCK_R rows of x, counted over (batch, head, position) with position fastest; BACK the other way.
 
@@ -58,6 +60,7 @@ def rotate_rows(
     sin_row = row_starts(sin_ptr, (s * stride_ss)[:, None], VECTOR)
     out1_row = row_starts(out_ptr, (b * stride_ob + h * stride_oh + s * stride_os)[:, None], VECTOR)
     out2_row = row_starts(out1_row, out_half, VECTOR)
+    wait_for_launch(EARLY)
     for start in range(0, columns, BLOCK_C):
         d = (start + tl.arange(0, BLOCK_C))[None, :]
         if WIDE:
@@ -95,6 +98,7 @@ def rope_kernel(
     Q_COS_DTYPE: tl.constexpr, Q_SIN_DTYPE: tl.constexpr, Q_OUT_DTYPE: tl.constexpr,
     K_COS_DTYPE: tl.constexpr, K_SIN_DTYPE: tl.constexpr, K_OUT_DTYPE: tl.constexpr,
     VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BACK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """The first ``programs_q`` programs rotate q, the others k.
 
@@ -109,7 +113,7 @@ def rope_kernel(
             stride_qb, stride_qh, stride_qs, stride_qd, q_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_oqb, stride_oqh, stride_oqs, stride_oqd, out_q_half,
-            Q_COS_DTYPE, Q_SIN_DTYPE, Q_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C, BACK,
+            Q_COS_DTYPE, Q_SIN_DTYPE, Q_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C, BACK, EARLY,
         )  # fmt: skip
     else:
         rotate_rows(
@@ -118,7 +122,7 @@ def rope_kernel(
             stride_kb, stride_kh, stride_ks, stride_kd, k_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
-            K_COS_DTYPE, K_SIN_DTYPE, K_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C, BACK,
+            K_COS_DTYPE, K_SIN_DTYPE, K_OUT_DTYPE, VECTOR, WIDE, BLOCK_R, BLOCK_C, BACK, EARLY,
         )  # fmt: skip
 
 
@@ -175,6 +179,7 @@ def plan_launch(
     c: View,
     s: View,
     tiles: Tiles,
+    early: bool,
     interleaved: bool = False,
 ) -> Launch:
     """The launch that rotates two inputs into two outputs; the constants that name dtypes are left to add."""
@@ -201,5 +206,7 @@ def plan_launch(
     in_q, out_q, in_k, out_k = ((*strides, offset) for strides, offset in halves)
     arguments = (programs[0], *sizes, *in_q, *in_k, *tables[0], *tables[1], *out_q, *out_k)
     constants: dict[str, Any] = {"WIDE": farthest > INT32_MAX, "BLOCK_R": tiles.rows, "BLOCK_C": tiles.keys}
-    constants |= {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": False}
+    constants |= {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": False, "EARLY": early}
+    if early:
+        constants |= BEGINS_EARLY
     return Launch(Prepared(rope_kernel, sum(programs), arguments, constants, {}), even)

@@ -33,7 +33,7 @@ from kernels.launch import TL_DTYPES, Prepared, can_launch, ceil_div, resolved, 
 from kernels.rotation import cells, rows_at
 from kernels.special import Wish, special_for
 from kernels.tiles import lanes_of, load_keys, load_queries, packed_rows, program, seen_from
-from kernels.tiling import SHIPPED, Pins, Tiles, architecture
+from kernels.tiling import SHIPPED, Pins, Tiles, architecture, multiprocessors
 
 __all__ = ["rope_qk"]
 
@@ -191,7 +191,7 @@ def make_plan(
     even = are_even((q_steps, k_steps, problem.tables[:2], problem.tables[2:]), (problem.half, keys))
     numbers = (*problem.sizes, problem.scale, steps, *q_steps, *k_steps, *problem.tables)
     dtype = out_dtype or problem.dot
-    wish = Wish(forms, dtype, problem.scale, causal, q_offset, True)
+    wish = Wish(forms, dtype, problem.scale, causal, q_offset, True, multiprocessors(device))
     special = special_for("qk", architecture(device), wish, pins)
     launch = Prepared(qk_kernel, programs, numbers, constants, {})
     return Plan(problem, dtype, launch, even, special and special.prepare(wish))

@@ -26,6 +26,7 @@ class Wish(NamedTuple):
         causal: whether row i sees the keys up to ``q_offset + i`` alone.
         q_offset: the position of q's first row.
         plain: whether it has no other option that changes scores.
+        places: multiprocessors of the device.
     """
 
     forms: Mapping[str, Meta]
@@ -34,6 +35,7 @@ class Wish(NamedTuple):
     causal: bool
     q_offset: int
     plain: bool
+    places: int
 
 
 class Special(NamedTuple):

@@ -65,6 +65,12 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a device; where a CPU stands in for a GPU few, so that programs that take several units of work do."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
 def pick(
     kernel: str, device: torch.device, size: int, width: int, length: int, rule: Tiles, pins: Pins = SHIPPED
 ) -> Tiles:

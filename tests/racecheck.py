@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from kernels.hopper.attention import hopper_attention_kernel
 
-NUMBERS = 256  # handed over in each program
+NUMBERS = 256  # of 64 bits, handed over in each program; smaller ones would go by ldmatrix, which racecheck leaves out
 PROGRAMS, LAUNCHES = 2000, 4  # many, for what is reported now and then
 RACE = re.compile(r"(?:Error|Warning): Race reported between (.*?)\n=+ *$", re.DOTALL | re.MULTILINE)
 ACCESS = re.compile(r"(?:Read|Write) access at (\w+)\+0x[0-9a-f]+ in (\S+):(\d+)")
@@ -48,10 +48,10 @@ def take(out_ptr, numbers, given, start, GUARDED: gl.constexpr):
 
 
 @gluon.jit
-def handing_kernel(out_ptr, NUMBERS: gl.constexpr, GUARDED: gl.constexpr):
-    """One warp writes numbers to shared memory, four read them."""
-    start = gl.program_id(0) * NUMBERS
-    numbers = gl.allocate_shared_memory(gl.int32, [NUMBERS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+def handing_kernel(out_ptr, starts_ptr, NUMBERS: gl.constexpr, GUARDED: gl.constexpr):
+    """One warp writes numbers to shared memory, four read them; the first number gets there as an argument of a role."""
+    start = gl.load(starts_ptr + gl.program_id(0))
+    numbers = gl.allocate_shared_memory(gl.int64, [NUMBERS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     given = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(given, count=1)
     gl.warp_specialize(
@@ -60,9 +60,10 @@ def handing_kernel(out_ptr, NUMBERS: gl.constexpr, GUARDED: gl.constexpr):
 
 
 def _hand(guarded: bool, device: str, launches: int, programs: int) -> torch.Tensor:
-    out = torch.zeros(programs * NUMBERS, dtype=torch.int32, device=device)
+    out = torch.zeros(programs * NUMBERS, dtype=torch.int64, device=device)
+    starts = torch.arange(0, len(out), NUMBERS, device=device)
     for _ in range(launches):
-        handing_kernel[(programs,)](out, NUMBERS, guarded, num_warps=4)
+        handing_kernel[(programs,)](out, starts, NUMBERS, guarded, num_warps=4)
     return out
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from fuzzrope.bench.inputs import Inputs
 from fuzzrope.bench.rows import COMPILED, FLEX, Row
 from kernels import reference, rope, rope_attention, rope_qk
+from kernels.early import can_be_early
 from kernels.forms import Meta
 from kernels.launch import TL_DTYPES
 from kernels.layout import View
@@ -94,7 +95,7 @@ def written(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
 @lru_cache
 def _planned(device: torch.device, q: Meta, k: Meta, cos: Meta, sin: Meta, *outs: Meta) -> Launch:
     c, s = View(cos.shape, cos.strides), View(sin.shape, sin.strides)
-    launch = plan_launch([q, k], outs, c, s, tiles_of(outs, device))
+    launch = plan_launch([q, k], outs, c, s, tiles_of(outs, device), can_be_early(device))
     types = promoted(q.dtype, k.dtype, cos.dtype, sin.dtype)
     launch.constants.update({name: TL_DTYPES[dtype] for name, dtype in types.items()})
     return launch

@@ -92,6 +92,8 @@ def _apply(
     ``reads`` says that what was there before matters.
     """
     m = machine.mask(mask, act, off.ndim)
+    if machine.hasty:
+        machine.hurried(site, m)
     shape = np.broadcast_shapes(off.shape, *(v.shape for v in operands), () if m is None else m.shape)
     shape = (machine.count, *shape[1:])
     off = np.broadcast_to(off, shape)

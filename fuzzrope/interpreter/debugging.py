@@ -1,4 +1,4 @@
-"""Operations that say something about a run: assertions, assumptions and prints of a kernel."""
+"""Operations that say something about a run: assertions, assumptions and prints of a kernel, and when it begins."""
 
 from __future__ import annotations
 
@@ -38,3 +38,13 @@ class Debugging:
 
     def show(self, text: str, act: Array | None) -> None:
         """``tl.device_print``: what it prints is no part of a kernel's contract, and is dropped."""
+
+    def wait_for_launch(self: Any) -> None:
+        """``griddepcontrol.wait``: all that the launches in front of this one have written is there from now on."""
+        self.hasty = False
+
+    def hurried(self: Any, site: Any, m: Array | None) -> None:
+        """An access before that, in a launch that may begin before the one in front of it has ended."""
+        if m is None or m.any():
+            why = "before it waits for the launch in front of it, which may not have ended"
+            self.report("race", site, f"{site.what} {why}", self.count if m is None else self._lanes(m))

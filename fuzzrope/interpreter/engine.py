@@ -209,6 +209,7 @@ class Kernel:
         fields = {**options, "name": self.name, "target": variant.target, "shared": 0, "hash": variant.key}
         self.metadata = _metadata_type(tuple(sorted(fields)))(**fields)
         self.packed_metadata = (options.get("num_warps", 4), options.get("num_ctas", 1), 0)
+        self.overlaps = bool(options.get("launch_pdl"))
         self.leaves: list[tuple[tuple[int, ...], str, str]] = []
         names = list(src.signature)
         for i, name in enumerate(names):
@@ -294,7 +295,7 @@ class Kernel:
         machine = Machine(grid, sites, report)
         machine.areas = areas
         machine.reachable = engine.reachable
-        machine.ordered = program.ordered
+        machine.ordered, machine.overlaps = program.ordered, self.overlaps
         program.share(areas)
         chunk = program.chunk(programs, engine.memory)
         for first in range(0, programs, chunk):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fuzzrope.interpreter.control import Slots, watch
 from fuzzrope.interpreter.dataflow import callee_of
-from fuzzrope.interpreter.ir import Block, Func, Op, split_types
+from fuzzrope.interpreter.ir import Block, Func, Op, read_type, split_types
 from fuzzrope.interpreter.translate import Frame, Translator, emits, unknown
 from fuzzrope.interpreter.values import Val
 
@@ -138,6 +138,17 @@ def _print(tr: Translator, op: Op) -> None:
 def _assume(tr: Translator, op: Op) -> None:
     (cond,) = tr.ins(op)
     tr.line(f"rt.assume({tr.site(op, 'assume')}, {cond.code}, {tr.act})")
+
+
+@emits("tt.elementwise_inline_asm")
+def _assembly(tr: Translator, op: Op) -> None:
+    """Of assembly, what says when a launch begins that overlaps the one in front of it; its result is a dummy."""
+    instruction = op.strings[0].partition(";")[0].strip()
+    if instruction not in ("griddepcontrol.wait", "griddepcontrol.launch_dependents"):
+        raise unknown(op, tr.module)
+    if instruction == "griddepcontrol.wait":
+        tr.line("rt.wait_for_launch()")
+    tr.bind(op, *(tr.let("0", read_type("i32"), True, const=True) for _ in op.outs))
 
 
 @emits("ttg.barrier", "gpu.barrier", "ttg.local_barrier", "tt.debug_barrier")

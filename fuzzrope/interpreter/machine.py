@@ -62,6 +62,7 @@ class Machine(Atomics, Debugging, Descriptors, SharedMemory, Strays, Warps):
     Attributes:
         grid: programs in x, y and z.
         first: linear number of the chunk's first program; ``count`` of its ``chunk`` programs run.
+        overlaps: it begins before the launch in front of it has ended; it may not touch memory before it waits for that.
         report: called with what happened (``out_of_bounds``, ``uninitialized``, ``overflow``), the site,
             a description and the number of lanes.
     """
@@ -70,8 +71,8 @@ class Machine(Atomics, Debugging, Descriptors, SharedMemory, Strays, Warps):
 
     def __init__(self, grid: tuple[int, int, int], sites: list[Any], report: Reporter) -> None:
         self.grid, self.sites, self.report = grid, sites, report
+        self.ordered = self.overlaps = False
         self.begin(0, 1)
-        self.ordered = False
         self.lanes: Array | None = None
         self._masks: dict[int, tuple[Array, bool]] = {}
         self.areas: list[Area] = []
@@ -81,6 +82,7 @@ class Machine(Atomics, Debugging, Descriptors, SharedMemory, Strays, Warps):
     def begin(self, first: int, count: int) -> None:
         """Run a chunk of programs next."""
         self.first, self.count, self.chunk = first, count, count
+        self.hasty = self.overlaps
         self.copies: list[Copy] = []
         self.groups = np.zeros(count, np.int64)
 
@@ -154,6 +156,8 @@ class Machine(Atomics, Debugging, Descriptors, SharedMemory, Strays, Warps):
     ) -> Array:
         """The elements at offsets (programs, lanes) of an argument, as carried values."""
         m = self.mask(mask, act, max(getattr(off, "ndim", 1), getattr(mask, "ndim", 1)))
+        if self.hasty:
+            self.hurried(site, m)
         if type(off) is not np.ndarray:
             off = self._offsets(off, m, mask)
         if m is None and type(mask) is np.ndarray and mask.shape != off.shape:
@@ -258,6 +262,8 @@ class Machine(Atomics, Debugging, Descriptors, SharedMemory, Strays, Warps):
     ) -> None:
         """Write carried values to offsets (programs, lanes) of an argument; the last lane wins."""
         m = self.mask(mask, act, max(getattr(x, "ndim", 1) for x in (off, mask, value)))
+        if self.hasty:
+            self.hurried(site, m)
         if type(off) is not np.ndarray:
             off = self._offsets(off, m, value)
         raw = self.encoded(value, elem)

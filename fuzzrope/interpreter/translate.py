@@ -284,9 +284,12 @@ def result_types(op: Op) -> list[Type]:
     return split_types(text)[-1:] or [read_type("i1")]
 
 
+NAMED = ("tt.extern_elementwise", "tt.elementwise_inline_asm")
+
+
 def unknown(op: Op, module: Module) -> UnknownOperationError:
     """The one line that is said about an operation that the engine does not know."""
-    detail = f" ({op.strings[-1]})" if op.strings and op.name == "tt.extern_elementwise" else ""
+    detail = f" ({op.strings[-1]})" if op.strings and op.name in NAMED else ""
     where = describe(module.places, op.place)
     return UnknownOperationError(
         f"the CPU engine does not know {op.name}{detail} (Triton {triton.__version__}), used at {where}"

@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import Blocks, are_even
 from kernels.launch import Prepared, ceil_div
@@ -29,7 +30,9 @@ from kernels.special import Wish
 
 ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a group of warps, and of a tile of keys
 SLICE = gl.constexpr(32)  # keys that are rotated at once
+PARTS = gl.constexpr(8)  # sums of a row
 K_STAGES, V_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(2), gl.constexpr(4)
+MODE = (2, 1)
 ENOUGH_KEYS = 512  # below, the portable kernel ends first
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors: the portable kernel shares keys out where there are few
 
@@ -53,88 +56,153 @@ def rotate(x1, x2, cos, sin):
 
 
 @gluon.jit
+def turns_of(units, SPAN: gl.constexpr):
+    """How many units of work this program takes, SPAN after each other, of as many as there are programs."""
+    pid, programs = gl.program_id(0), gl.num_programs(0)
+    spans = gl.cdiv(units, SPAN)
+    mine = gl.cdiv(spans - pid, programs) * SPAN
+    return mine - gl.where((spans - 1) % programs == pid, units % SPAN, 0)
+
+
+@gluon.jit
+def unit_of(turn, rows, keys, offset, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
+    """(head of q in all batches, first of its rows, tiles of keys they see) of a program's unit.
+
+    Where rows see unlike numbers of keys, the last of a head come first, or go with the first as a pair.
+    """
+    tiles = gl.cdiv(rows, 2 * ROWS)
+    unit = (turn // SPAN * gl.num_programs(0) + gl.program_id(0)) * SPAN + turn % SPAN
+    tile = unit % tiles
+    count = gl.cdiv(keys, KEYS)
+    if CAUSAL:
+        if SPAN == 2:
+            tile = gl.where(tile % 2 == 0, tiles - 1 - tile // 2, tile // 2)
+        else:
+            tile = tiles - 1 - tile
+        count = gl.minimum(count, gl.cdiv((tile + 1) * (2 * ROWS) + offset, KEYS).to(gl.int32))
+    return unit // tiles, tile * (2 * ROWS), count
+
+
+@gluon.jit
 def bring_keys(
-    k_desc, cos_desc, sin_desc, b, h, k_ring, raw, k_room, t_ring, t_full, t_room, count, HALF: gl.constexpr
-):
+    k_desc, cos_desc, sin_desc, k_ring, raw, k_room, tables, work,
+    HALF: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr,
+):  # fmt: skip
     """Keys, both halves, and their rows of the tables, as far ahead as there is room."""
-    for tile in range(count):
-        place, parity = place_of(tile, K_STAGES)
-        mbarrier.wait(k_room.index(place), parity ^ 1)
-        mbarrier.expect(raw.index(place), 2 * k_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(k_desc, [b, h, tile * KEYS, 0], raw.index(place), k_ring.index(2 * place))
-        half_of = k_ring.index(2 * place + 1)
-        tma.async_copy_global_to_shared(k_desc, [b, h, tile * KEYS, HALF], raw.index(place), half_of)
-        for part in gl.static_range(KEYS // SLICE):
-            slot, phase = place_of(tile * (KEYS // SLICE) + part, T_STAGES)
-            row = tile * KEYS + part * SLICE
-            mbarrier.wait(t_room.index(slot), phase ^ 1)
-            mbarrier.expect(t_full.index(slot), 2 * cos_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(cos_desc, [row, 0], t_full.index(slot), t_ring.index(2 * slot))
-            tma.async_copy_global_to_shared(sin_desc, [row, 0], t_full.index(slot), t_ring.index(2 * slot + 1))
+    t_ring, t_full, t_room = tables
+    mine, heads, group, rows, keys, offset = work
+    step = mine * 0
+    for turn in range(mine):
+        head, _, count = unit_of(turn, rows, keys, offset, CAUSAL, SPAN)
+        b, h = head // heads, head % heads // group
+        for tile in range(count):
+            place, parity = place_of(step, K_STAGES)
+            mbarrier.wait(k_room.index(place), parity ^ 1)
+            mbarrier.expect(raw.index(place), 2 * k_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(k_desc, [b, h, tile * KEYS, 0], raw.index(place), k_ring.index(2 * place))
+            half_of = k_ring.index(2 * place + 1)
+            tma.async_copy_global_to_shared(k_desc, [b, h, tile * KEYS, HALF], raw.index(place), half_of)
+            for part in gl.static_range(KEYS // SLICE):
+                slot, phase = place_of(step * (KEYS // SLICE) + part, T_STAGES)
+                row = tile * KEYS + part * SLICE
+                mbarrier.wait(t_room.index(slot), phase ^ 1)
+                mbarrier.expect(t_full.index(slot), 2 * cos_desc.block_type.nbytes)
+                tma.async_copy_global_to_shared(cos_desc, [row, 0], t_full.index(slot), t_ring.index(2 * slot))
+                tma.async_copy_global_to_shared(sin_desc, [row, 0], t_full.index(slot), t_ring.index(2 * slot + 1))
+            step += 1
 
 
 @gluon.jit
-def bring_values(v_desc, b, h, v_ring, v_full, v_room, count):
+def bring_values(v_desc, v_ring, v_full, v_room, work, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
     """Values, as far ahead as there is room."""
-    for tile in range(count):
-        place, parity = place_of(tile, V_STAGES)
-        mbarrier.wait(v_room.index(place), parity ^ 1)
-        mbarrier.expect(v_full.index(place), v_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(v_desc, [b, h, tile * KEYS, 0], v_full.index(place), v_ring.index(place))
+    mine, heads, group, rows, keys, offset = work
+    step = mine * 0
+    for turn in range(mine):
+        head, _, count = unit_of(turn, rows, keys, offset, CAUSAL, SPAN)
+        b, h = head // heads, head % heads // group
+        for tile in range(count):
+            place, parity = place_of(step, V_STAGES)
+            mbarrier.wait(v_room.index(place), parity ^ 1)
+            mbarrier.expect(v_full.index(place), v_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(v_desc, [b, h, tile * KEYS, 0], v_full.index(place), v_ring.index(place))
+            step += 1
 
 
 @gluon.jit
-def turn_keys(k_ring, raw, full, t_ring, t_full, t_room, count, HALF: gl.constexpr):
+def turn_keys(
+    k_ring, raw, full, tables, work, HALF: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr
+):
     """Keys rotated where they lie, a slice at a time."""
+    t_ring, t_full, t_room = tables
     OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
-    for tile in range(count):
-        place, parity = place_of(tile, K_STAGES)
-        first = k_ring.index(2 * place).reshape((KEYS, HALF))
-        second = k_ring.index(2 * place + 1).reshape((KEYS, HALF))
-        mbarrier.wait(raw.index(place), parity)
-        for part in gl.static_range(KEYS // SLICE):
-            slot, phase = place_of(tile * (KEYS // SLICE) + part, T_STAGES)
-            k1 = first.slice(part * SLICE, SLICE, 0)
-            k2 = second.slice(part * SLICE, SLICE, 0)
-            x1 = k1.load(OF_ROWS)
-            x2 = k2.load(OF_ROWS)
-            mbarrier.wait(t_full.index(slot), phase)
-            cos = t_ring.index(2 * slot).load(OF_ROWS)
-            sin = t_ring.index(2 * slot + 1).load(OF_ROWS)
-            y1, y2 = rotate(x1, x2, cos, sin)
-            k1.store(y1)
-            k2.store(y2)
-            mbarrier.arrive(t_room.index(slot), count=1)  # not before all that was loaded has been used
-        fence_async_shared()
-        mbarrier.arrive(full.index(place), count=1)
+    mine, _, _, rows, keys, offset = work
+    step = mine * 0
+    for turn in range(mine):
+        _, _, count = unit_of(turn, rows, keys, offset, CAUSAL, SPAN)
+        for _tile in range(count):
+            place, parity = place_of(step, K_STAGES)
+            first = k_ring.index(2 * place).reshape((KEYS, HALF))
+            second = k_ring.index(2 * place + 1).reshape((KEYS, HALF))
+            mbarrier.wait(raw.index(place), parity)
+            for part in gl.static_range(KEYS // SLICE):
+                slot, phase = place_of(step * (KEYS // SLICE) + part, T_STAGES)
+                k1 = first.slice(part * SLICE, SLICE, 0)
+                k2 = second.slice(part * SLICE, SLICE, 0)
+                x1 = k1.load(OF_ROWS)
+                x2 = k2.load(OF_ROWS)
+                mbarrier.wait(t_full.index(slot), phase)
+                cos = t_ring.index(2 * slot).load(OF_ROWS)
+                sin = t_ring.index(2 * slot + 1).load(OF_ROWS)
+                y1, y2 = rotate(x1, x2, cos, sin)
+                k1.store(y1)
+                k2.store(y2)
+                mbarrier.arrive(t_room.index(slot), count=1)  # not before all that was loaded has been used
+            fence_async_shared()
+            mbarrier.arrive(full.index(place), count=1)
+            step += 1
 
 
 @gluon.jit
-def table_rows(ptr, row, there, stride, COUNT: gl.constexpr, HALF: gl.constexpr):
-    """Rows (COUNT, HALF) of a table."""
+def queries_of(q_ptr, head, heads, q_b, q_h):
+    """Where a head of q begins."""
+    return q_ptr + (head // heads).to(gl.int64) * q_b + (head % heads).to(gl.int64) * q_h
+
+
+@gluon.jit
+def load_queries(q_ptr, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF: gl.constexpr):
+    """Both halves (ROWS, HALF) of a group's rows of a head of q, and their rows of the tables."""
     OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
+    i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, OF_ROWS)), rows - 1).to(gl.int64)
     d = gl.arange(0, HALF, layout=gl.SliceLayout(0, OF_ROWS))[None, :]
-    rows = gl.multiple_of(ptr + (row * stride)[:, None], (16, 16))
-    return gl.load(rows + d, mask=gl.max_constancy(there[:, None] & (d < HALF), (1, 8)), other=0.0)
+    q = gl.multiple_of(q_ptr + (i * q_s)[:, None], (16, 16)) + d
+    cos = gl.multiple_of(cos_ptr + ((i + offset) * cos_s)[:, None], (16, 16)) + d
+    sin = gl.multiple_of(sin_ptr + ((i + offset) * sin_s)[:, None], (16, 16)) + d
+    return gl.load(q), gl.load(q + HALF), gl.load(cos), gl.load(sin)
 
 
 @gluon.jit
-def turn_queries(q_ptr, cos_ptr, sin_ptr, q1, q2, start, rows, offset, scale, q_s, cos_s, sin_s, HALF: gl.constexpr):
-    """A group's rows of q, rotated, to shared memory; their sign takes up the scale's."""
-    OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
+def store_half(half, buffer, to, start, rows, WIDTH_V: gl.constexpr):
+    """Half the columns of a group's rows of o, by way of shared memory, so that sixteen bytes are stored at once."""
+    buffer.store(half)
+    OF_ROWS: gl.constexpr = rows_in_lanes(WIDTH_V // 2)
     i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, OF_ROWS))
-    d = gl.arange(0, HALF, layout=gl.SliceLayout(0, OF_ROWS))[None, :]
-    mask = gl.max_constancy((i < rows)[:, None] & (d < HALF), (1, 8))
-    at = gl.multiple_of(q_ptr + (i.to(gl.int64) * q_s)[:, None], (16, 16))
-    cos = table_rows(cos_ptr, i + offset, i < rows, cos_s, ROWS, HALF)
-    sin = table_rows(sin_ptr, i + offset, i < rows, sin_s, ROWS, HALF)
-    y1, y2 = rotate(gl.load(at + d, mask=mask, other=0.0), gl.load(at + HALF + d, mask=mask, other=0.0), cos, sin)
-    if scale < 0:
-        y1 = -y1
-        y2 = -y2
-    q1.store(y1)
-    q2.store(y2)
-    fence_async_shared()
+    d = gl.arange(0, WIDTH_V // 2, layout=gl.SliceLayout(0, OF_ROWS))[None, :]
+    at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
+    gl.store(at, buffer.load(OF_ROWS), mask=gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8)))
+
+
+@gluon.jit
+def store_rows(o, to, start, rows, q1, q2, HALF: gl.constexpr, WIDTH_V: gl.constexpr):
+    """A group's rows of o."""
+    if WIDTH_V == 2 * HALF:
+        first, second = gl.split(o.reshape((ROWS, 2, HALF)).permute((0, 2, 1)))
+        store_half(first, q1, to, start, rows, WIDTH_V)
+        store_half(second, q2, to + HALF, start, rows, WIDTH_V)
+    else:
+        i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, o.type.layout))
+        d = gl.arange(0, WIDTH_V, layout=gl.SliceLayout(0, o.type.layout))[None, :]
+        at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
+        gl.store(at, o, mask=gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8)))
 
 
 @gluon.jit
@@ -148,113 +216,133 @@ def multiply_keys(q1, q2, k_ring, place, HALF: gl.constexpr, S: gl.constexpr):
 
 
 @gluon.jit
+def in_parts(x, PARTS: gl.constexpr = PARTS):
+    """Rows (ROWS, KEYS) as (ROWS, KEYS / PARTS, PARTS): what a thread has of a row lies in the middle, and in pairs."""
+    return x.reshape((x.shape[0], x.shape[1] // PARTS, PARTS))
+
+
+@gluon.jit
 def weigh(s, top, total, units):
-    """(weights, factor of what was summed before, largest score, sum of weights) with the scores of a tile."""
-    best = gl.maximum(top, gl.max(s, 1))
-    scaled = best * units
-    beyond = (scaled == float("inf")) | ((scaled == -float("inf")) & (best != -float("inf")))
-    known = gl.where(best == -float("inf"), 0.0, best)
+    """(weights, factor of what was summed before, largest score, sums of weights) with the scores of a tile.
+
+    ``top`` is in units of log 2. Sums are those of PARTS columns (ROWS, PARTS), so that no thread needs another's.
+    """
+    best = gl.max(gl.max(in_parts(s), 1), 1)
+    scaled = gl.maximum(top, gl.convert_layout(best * units, top.type.layout))
+    none = gl.convert_layout(best, top.type.layout) == -float("inf")
+    beyond = (scaled == float("inf")) | ((scaled == -float("inf")) & ~none)
+    known = gl.where(scaled == -float("inf"), 0.0, scaled)
     known = gl.where(beyond, float("nan"), known)
-    p = gl.exp2((s - known[:, None]) * units)
-    alpha = gl.exp2((top - known) * units)
-    return p, alpha, best, total * alpha + gl.sum(p, 1)
+    p = gl.exp2(s * units - known[:, None])
+    alpha = gl.exp2(top - known)
+    of_parts = gl.convert_layout(alpha, gl.SliceLayout(1, total.type.layout))[:, None]
+    return p, alpha, scaled, total * of_parts + gl.sum(in_parts(p), 1)
 
 
 @gluon.jit
 def attend(
-    q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q1, q2, sums, rings, numbers,
-    WHICH: gl.constexpr, HALF: gl.constexpr, WIDTH_V: gl.constexpr, CAUSAL: gl.constexpr,
+    tensors, q1, q2, rings, work, places, scale,
+    WHICH: gl.constexpr, HALF: gl.constexpr, WIDTH_V: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr,
 ):  # fmt: skip
-    """One group's rows of q against all tiles of keys, with the softmax carried along."""
+    """One group's rows of q against all tiles of keys, with the softmax carried along; one unit after the other."""
+    q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr = tensors
     k_ring, full, k_room, v_ring, v_full, v_room = rings
-    start, rows, keys, offset, scale, q_s, cos_s, sin_s, count = numbers
-    start += WHICH * ROWS
+    mine, heads, _, rows, keys, offset = work
+    q_b, q_h, q_s, cos_s, sin_s = places
     DOT: gl.constexpr = k_ring.dtype
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH_V, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
-    turn_queries(q_ptr, cos_ptr, sin_ptr, q1, q2, start, rows, offset, scale, q_s, cos_s, sin_s, HALF)
     units = gl.maximum(gl.abs(scale) * LOG2_E, LEAST).to(gl.float32)
-
-    r = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, S))
     n = gl.arange(0, KEYS, layout=gl.SliceLayout(0, S))
-    high = (gl.minimum(r + offset + 1, keys) if CAUSAL else r * 0 + keys.to(gl.int64)).to(gl.int32)
-    seen = (gl.minimum(start + offset + 1, keys) if CAUSAL else keys.to(gl.int64)).to(gl.int32)  # by every row
-    top = gl.full([ROWS], -float("inf"), gl.float32, gl.SliceLayout(1, S))
-    total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
-    o = gl.zeros([ROWS, WIDTH_V], gl.float32, OUT)
+    head, start, count = unit_of(0, rows, keys, offset, CAUSAL, SPAN)
+    start += WHICH * ROWS
+    q = queries_of(q_ptr, head, heads, q_b, q_h)
+    x1, x2, cos, sin = load_queries(q, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF)
+    step = mine * 0
+    for turn in range(mine):
+        y1, y2 = rotate(x1, x2, cos, sin)
+        if scale < 0:  # their sign takes up the scale's
+            y1 = -y1
+            y2 = -y2
+        q1.store(y1)
+        q2.store(y2)
+        fence_async_shared()
+        r = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, S))
+        high = (gl.minimum(r + offset + 1, keys) if CAUSAL else r * 0 + keys.to(gl.int64)).to(gl.int32)
+        seen = (gl.minimum(start + offset + 1, keys) if CAUSAL else keys.to(gl.int64)).to(gl.int32)  # by every row
+        top = gl.full([ROWS], -float("inf"), gl.float32, gl.SliceLayout(1, S))
+        o = gl.zeros([ROWS, WIDTH_V], gl.float32, OUT)
 
-    mbarrier.wait(full.index(0), 0)
-    s = warpgroup_mma_wait(0, deps=[multiply_keys(q1, q2, k_ring, 0, HALF, S)])
-    mbarrier.arrive(k_room.index(0), count=1)
-    if seen < KEYS:
-        s = gl.where(n[None, :] < high[:, None], s, -float("inf"))
-    p, alpha, top, total = weigh(s, top, total, units)
-    left = gl.convert_layout(p.to(DOT), LEFT)
-    whole = gl.maximum(gl.minimum(seen // KEYS, count), 1)
-    for EDGES in gl.static_range(2):
-        for tile in range(whole if EDGES else 1, count if EDGES else whole):
-            place, parity = place_of(tile, K_STAGES)
-            v_place, v_parity = place_of(tile - 1, V_STAGES)
-            mbarrier.wait(full.index(place), parity)
-            mbarrier.wait(v_full.index(v_place), v_parity)
-            s = multiply_keys(q1, q2, k_ring, place, HALF, S)
-            o = warpgroup_mma(left, v_ring.index(v_place).reshape((KEYS, WIDTH_V)), o, is_async=True)
-            s = warpgroup_mma_wait(1, deps=[s])
-            mbarrier.arrive(k_room.index(place), count=1)
-            if EDGES:
-                s = gl.where((tile * KEYS + n)[None, :] < high[:, None], s, -float("inf"))
-            p, alpha, top, total = weigh(s, top, total, units)
-            # Weights are made while the tensor cores add up values. The compiler would wait for these before it makes
-            # them, but for a store that needs them, which nobody reads.
-            sums.index(WHICH).store(total)
-            o, left, p = warpgroup_mma_wait(0, deps=[o, left, p])
-            mbarrier.arrive(v_room.index(v_place), count=1)
-            o = o * gl.convert_layout(alpha, gl.SliceLayout(1, OUT))[:, None]
-            left = gl.convert_layout(p.to(DOT), LEFT)
-    place, parity = place_of(count - 1, V_STAGES)
-    mbarrier.wait(v_full.index(place), parity)
-    o = warpgroup_mma(left, v_ring.index(place).reshape((KEYS, WIDTH_V)), o, is_async=True)
-    o, left = warpgroup_mma_wait(0, deps=[o, left])
+        place, parity = place_of(step, K_STAGES)
+        mbarrier.wait(full.index(place), parity)
+        s = multiply_keys(q1, q2, k_ring, place, HALF, S)
+        next_head, next_start, next_count = unit_of(
+            gl.minimum(turn + 1, mine - 1), rows, keys, offset, CAUSAL, SPAN
+        )
+        next_start += WHICH * ROWS
+        q = queries_of(q_ptr, next_head, heads, q_b, q_h)
+        s = warpgroup_mma_wait(0, deps=[s])
+        mbarrier.arrive(k_room.index(place), count=1)
+        if seen < KEYS:
+            s = gl.where(n[None, :] < high[:, None], s, -float("inf"))
+        total = gl.zeros([ROWS, PARTS], gl.float32, gl.SliceLayout(1, in_parts(s).type.layout))
+        nowhere = gl.full([ROWS, PARTS], rows, gl.int32, total.type.layout)
+        p, alpha, top, total = weigh(s, top, total, units)
+        left = gl.convert_layout(p.to(DOT), LEFT)
+        whole = gl.maximum(gl.minimum(seen // KEYS, count), 1)
+        for EDGES in gl.static_range(2):
+            for tile in range(whole if EDGES else 1, count if EDGES else whole):
+                place, parity = place_of(step + tile, K_STAGES)
+                v_place, v_parity = place_of(step + tile - 1, V_STAGES)
+                mbarrier.wait(full.index(place), parity)
+                mbarrier.wait(v_full.index(v_place), v_parity)
+                s = multiply_keys(q1, q2, k_ring, place, HALF, S)
+                o = warpgroup_mma(left, v_ring.index(v_place).reshape((KEYS, WIDTH_V)), o, is_async=True)
+                s = warpgroup_mma_wait(1, deps=[s])
+                mbarrier.arrive(k_room.index(place), count=1)
+                if EDGES:
+                    s = gl.where((tile * KEYS + n)[None, :] < high[:, None], s, -float("inf"))
+                p, alpha, top, total = weigh(s, top, total, units)
+                # Weights are made while the tensor cores add up values. The compiler would wait for these before it
+                # makes them, but for a store that needs them; it never happens, which the compiler does not know.
+                gl.store(lse_ptr + nowhere, total, mask=nowhere < 0)
+                o, left, p = warpgroup_mma_wait(0, deps=[o, left, p])
+                mbarrier.arrive(v_room.index(v_place), count=1)
+                o = o * gl.convert_layout(alpha, gl.SliceLayout(1, OUT))[:, None]
+                left = gl.convert_layout(p.to(DOT), LEFT)
+        step += count
+        place, parity = place_of(step - 1, V_STAGES)
+        mbarrier.wait(v_full.index(place), parity)
+        o = warpgroup_mma(left, v_ring.index(place).reshape((KEYS, WIDTH_V)), o, is_async=True)
+        x1, x2, cos, sin = load_queries(q, cos_ptr, sin_ptr, next_start, rows, offset, q_s, cos_s, sin_s, HALF)
+        o, left = warpgroup_mma_wait(0, deps=[o, left])
+        mbarrier.arrive(v_room.index(place), count=1)
 
-    whole_sum = gl.where(total == 0, 1.0, total)  # a row without keys
-    lse = (top * units + gl.log2(whole_sum)) * LN_2
-    gl.store(lse_ptr + r, lse, mask=r < rows)
-    o = o * gl.convert_layout(1.0 / whole_sum, gl.SliceLayout(1, OUT))[:, None]
-    i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, OUT))
-    dv = gl.arange(0, WIDTH_V, layout=gl.SliceLayout(0, OUT))[None, :]
-    at = gl.multiple_of(o_ptr + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16))
-    mask = gl.max_constancy((i < rows)[:, None] & (dv < WIDTH_V), (1, 8))
-    gl.store(at + dv, o.to(DOT), mask=mask)
+        whole_sum = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, S))
+        whole_sum = gl.where(whole_sum == 0, 1.0, whole_sum)  # a row without keys
+        lse = (top + gl.log2(whole_sum)) * LN_2
+        gl.store(lse_ptr + head.to(gl.int64) * rows + r, lse, mask=r < rows)
+        o = o * gl.convert_layout(1.0 / whole_sum, gl.SliceLayout(1, OUT))[:, None]
+        store_rows(o.to(DOT), o_ptr + head.to(gl.int64) * rows * WIDTH_V, start, rows, q1, q2, HALF, WIDTH_V)
+        head, start, count = next_head, next_start, next_count
 
 
-@gluon.jit(do_not_specialize=range(9, 20), do_not_specialize_on_alignment=range(5))
+@gluon.jit(do_not_specialize=range(9, 21), do_not_specialize_on_alignment=range(5))
 def hopper_attention_kernel(
     q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, k_desc, v_desc, cos_desc, sin_desc,
-    heads, group, rows, keys, offset, scale, q_b, q_h, q_s, cos_s, sin_s,
-    HALF: gl.constexpr, WIDTH_V: gl.constexpr, CAUSAL: gl.constexpr,
+    units, heads, group, rows, keys, offset, scale, q_b, q_h, q_s, cos_s, sin_s,
+    HALF: gl.constexpr, WIDTH_V: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr,
 ):  # fmt: skip
-    """Two groups' rows of one head of q against the keys they see; the last rows, which see most, begin first."""
+    """A program's units one after the other: two groups' rows of one head of q against the keys they see."""
+    wait_for_launch(True)
     DOT: gl.constexpr = q_ptr.dtype.element_ty
     FACTOR: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HALF], DOT)
-    tiles = gl.cdiv(rows, 2 * ROWS)
-    pid = gl.program_id(0)
-    start = (tiles - 1 - pid % tiles) * 2 * ROWS
-    head = pid // tiles
-    b = head // heads
-    h = head % heads
     offset = offset.to(gl.int64)
-    count = gl.cdiv(keys, KEYS)
-    if CAUSAL:
-        count = gl.minimum(count, gl.cdiv(start + 2 * ROWS + offset, KEYS).to(gl.int32))
-    q_ptr += b.to(gl.int64) * q_b + h.to(gl.int64) * q_h
-    o_ptr += head.to(gl.int64) * rows * WIDTH_V
-    lse_ptr += head.to(gl.int64) * rows
     turned = gl.allocate_shared_memory(DOT, [4, ROWS, HALF], FACTOR)
     k_ring = gl.allocate_shared_memory(DOT, [2 * K_STAGES, 1, 1, KEYS, HALF], k_desc.layout)
     v_ring = gl.allocate_shared_memory(DOT, [V_STAGES, 1, 1, KEYS, WIDTH_V], v_desc.layout)
     t_ring = gl.allocate_shared_memory(DOT, [2 * T_STAGES, SLICE, HALF], cos_desc.layout)
-    sums = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     raw = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
     k_room = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
@@ -272,19 +360,19 @@ def hopper_attention_kernel(
     for place in gl.static_range(T_STAGES):
         mbarrier.init(t_full.index(place), count=1)
         mbarrier.init(t_room.index(place), count=1)
+    work = (turns_of(units, SPAN), heads, group, rows, keys, offset)
+    places = (q_b, q_h, q_s, cos_s, sin_s)
     rings = (k_ring, full, k_room, v_ring, v_full, v_room)
-    numbers = (start, rows, keys, offset, scale, q_s, cos_s, sin_s, count)
+    tables = (t_ring, t_full, t_room)
+    tensors = (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr)
     q1, q2, q3, q4 = turned.index(0), turned.index(1), turned.index(2), turned.index(3)
     gl.warp_specialize(
         [
-            (attend, (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q1, q2, sums, rings, numbers, 0, HALF, WIDTH_V, CAUSAL)),
-            (attend, (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr, q3, q4, sums, rings, numbers, 1, HALF, WIDTH_V, CAUSAL)),
-            (turn_keys, (k_ring, raw, full, t_ring, t_full, t_room, count, HALF)),
-            (
-                bring_keys,
-                (k_desc, cos_desc, sin_desc, b, h // group, k_ring, raw, k_room, t_ring, t_full, t_room, count, HALF),
-            ),
-            (bring_values, (v_desc, b, h // group, v_ring, v_full, v_room, count)),
+            (attend, (tensors, q1, q2, rings, work, places, scale, 0, HALF, WIDTH_V, CAUSAL, SPAN)),
+            (attend, (tensors, q3, q4, rings, work, places, scale, 1, HALF, WIDTH_V, CAUSAL, SPAN)),
+            (turn_keys, (k_ring, raw, full, tables, work, HALF, CAUSAL, SPAN)),
+            (bring_keys, (k_desc, cos_desc, sin_desc, k_ring, raw, k_room, tables, work, HALF, CAUSAL, SPAN)),
+            (bring_values, (v_desc, v_ring, v_full, v_room, work, CAUSAL, SPAN)),
         ],
         [4, 4, 1, 1],
         [216, 56, 24, 24],
@@ -320,10 +408,12 @@ def prepare(wish: Wish) -> Callable[..., None]:
     """
     q, k, v, cos, sin = wish.forms.values()
     (batch, heads, rows, width), (_, heads_k, keys, _), width_v = q.shape, k.shape, v.shape[3]
+    units = check_programs("rope_attention", ceil_div(rows, 2 * ROWS.value) * batch * heads)
     steps = *q.strides[:3], cos.strides[0], sin.strides[0]
-    numbers = heads, heads // heads_k, rows, keys, wish.q_offset, wish.scale, *steps
-    constants = {"HALF": width // 2, "WIDTH_V": width_v, "CAUSAL": wish.causal, "num_warps": 4}
-    programs = check_programs("rope_attention", ceil_div(rows, 2 * ROWS.value) * batch * heads)
+    numbers = units, heads, heads // heads_k, rows, keys, wish.q_offset, wish.scale, *steps
+    constants = {"HALF": width // 2, "WIDTH_V": width_v, "CAUSAL": wish.causal, "num_warps": 4, **BEGINS_EARLY}
+    constants["SPAN"] = span = MODE[0] if wish.causal else 1
+    programs = min(ceil_div(units, span), wish.places) if MODE[1] else ceil_div(units, span)
     launch = Prepared(hopper_attention_kernel, programs, numbers, constants, {})
     of_k, of_v = Blocks(1, 1, KEYS.value, width // 2), Blocks(1, 1, KEYS.value, width_v)
     of_cos, of_sin = Blocks(SLICE.value, width // 2), Blocks(SLICE.value, width // 2)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from triton.experimental import gluon
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma, warpgroup_mma, warpgroup_mma_wait
 
@@ -23,6 +24,7 @@ from kernels.special import Wish
 ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a tile
 ENOUGH_PROGRAMS = 1024  # about four for each place on an H200, of which it has two a multiprocessor
 FEWEST_STEPS, MOST_STEPS = 4, 64  # tiles of queries that a program takes
+BULK, LATE, MASKED = 1, 0, 1
 ENOUGH_TILES = 2048  # with fewer, programs rotate keys for too few scores
 
 
@@ -38,21 +40,23 @@ def in_order(x, COUNT: gl.constexpr, HALF: gl.constexpr):
 
 
 @gluon.jit
-def load_rows(
-    x_ptr, cos_ptr, sin_ptr, row, position, there, x_s, cos_s, sin_s,
-    COLUMNS: gl.constexpr, HALF: gl.constexpr, LAYOUT: gl.constexpr,
-):  # fmt: skip
-    """Both halves (rows, HALF) of rows of x and their rows of the tables; zeros beyond COLUMNS, and without rows."""
+def load_halves(x_ptr, y_ptr, row, x_s, y_s, COLUMNS: gl.constexpr, HALF: gl.constexpr, LAYOUT: gl.constexpr, there=None):
+    """Two halves (rows, HALF) of rows; zeros beyond COLUMNS."""
     d = gl.arange(0, HALF, layout=gl.SliceLayout(0, LAYOUT))[None, :]
-    mask = gl.max_constancy(there[:, None] & (d < COLUMNS), (1, 8))
     x_rows = gl.multiple_of(x_ptr + (row * x_s)[:, None], (16, 16))
-    cos_rows = gl.multiple_of(cos_ptr + (position * cos_s)[:, None], (16, 16))
-    sin_rows = gl.multiple_of(sin_ptr + (position * sin_s)[:, None], (16, 16))
-    x1 = gl.load(x_rows + d, mask=mask, other=0.0)
-    x2 = gl.load(x_rows + COLUMNS + d, mask=mask, other=0.0)
-    cos = gl.load(cos_rows + d, mask=mask, other=0.0)
-    sin = gl.load(sin_rows + d, mask=mask, other=0.0)
-    return x1, x2, cos, sin
+    y_rows = gl.multiple_of(y_ptr + (row * y_s)[:, None], (16, 16))
+    if there is not None:
+        mask = gl.max_constancy(there[:, None] & (d < COLUMNS), (1, 8))
+        x = gl.load(x_rows + d, mask=mask, other=0.0)
+        y = gl.load(y_rows + d, mask=mask, other=0.0)
+    elif COLUMNS == HALF:
+        x = gl.load(x_rows + d)
+        y = gl.load(y_rows + d)
+    else:
+        mask = gl.max_constancy((row >= 0)[:, None] & (d < COLUMNS), (1, 8))
+        x = gl.load(x_rows + d, mask=mask, other=0.0)
+        y = gl.load(y_rows + d, mask=mask, other=0.0)
+    return x, y
 
 
 @gluon.jit
@@ -67,35 +71,46 @@ def turn_keys(
 ):
     """Rotated keys of a tile, to shared memory."""
     ROWS_OF_K: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
-    n = start_n + gl.arange(0, KEYS, layout=gl.SliceLayout(1, ROWS_OF_K))
-    at = n.to(gl.int64)
-    x1, x2, cos, sin = load_rows(k_ptr, cos_ptr, sin_ptr, at, at, n < keys, k_s, cos_s, sin_s, COLUMNS, HALF, ROWS_OF_K)
+    n = gl.minimum(start_n + gl.arange(0, KEYS, layout=gl.SliceLayout(1, ROWS_OF_K)), keys - 1)
+    x1, x2 = load_halves(k_ptr, k_ptr + COLUMNS, n, k_s, k_s, COLUMNS, HALF, ROWS_OF_K)
+    cos, sin = load_halves(cos_ptr, sin_ptr, n, cos_s, sin_s, COLUMNS, HALF, ROWS_OF_K)
     first_half, second_half = rotate(x1, x2, cos, sin, KEYS, HALF)
     k1.store(first_half)
     k2.store(second_half)
 
 
 @gluon.jit
-def send(s, out_desc, buffer, scale, head, start, start_n, offset, CAUSAL: gl.constexpr, SCORES: gl.constexpr):
+def send(s, out, out_ptr, out_desc, buffer, scale, head, start, start_n, rows, keys, offset, CAUSAL: gl.constexpr, BULK: gl.constexpr):
     """Scores of a tile on their way to global memory."""
+    SCORES: gl.constexpr = s.type.layout
     s = s * scale
     if CAUSAL:  # noqa: SIM102 - known when the kernel is compiled, the rest is not
         if start + offset < start_n + KEYS - 1:
-            r = gl.arange(0, ROWS, layout=gl.SliceLayout(1, SCORES))
-            j = start_n + gl.arange(0, KEYS, layout=gl.SliceLayout(0, SCORES))
-            s = gl.where(j[None, :] <= (start + offset + r)[:, None], s, -float("inf"))
-    tma.store_wait(1)
-    buffer.store(s.to(out_desc.dtype).reshape((1, ROWS, KEYS)))
-    fence_async_shared()
-    tma.async_copy_shared_to_global(out_desc, [head, start, start_n], buffer)
+            seen = gl.maximum(start + offset - start_n, -ROWS).to(gl.int32)
+            seen += gl.arange(0, ROWS, layout=gl.SliceLayout(1, SCORES))
+            j = gl.arange(0, KEYS, layout=gl.SliceLayout(0, SCORES))
+            s = gl.where(j[None, :] <= seen[:, None], s, -float("inf"))
+    if BULK:
+        tma.store_wait(1)
+        buffer.store(s.to(out_desc.dtype).reshape((1, ROWS, KEYS)))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(out_desc, [head, start, start_n], buffer)
+    else:
+        STORED: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+        s = gl.convert_layout(s.to(out_ptr.dtype.element_ty), STORED)
+        i = gl.arange(0, ROWS, layout=gl.SliceLayout(1, STORED))
+        j = gl.arange(0, KEYS, layout=gl.SliceLayout(0, STORED))[None, :]
+        to = gl.multiple_of(out + start_n + (i * keys)[:, None], (16, 16)) + j
+        gl.store(to, s, mask=gl.max_constancy((i < rows - start)[:, None] & (j < keys - start_n), (1, 8)))
 
 
-@gluon.jit(do_not_specialize=range(5, 20), do_not_specialize_on_alignment=range(4))
+@gluon.jit(do_not_specialize=range(6, 21), do_not_specialize_on_alignment=range(5))
 def hopper_qk_kernel(
-    q_ptr, k_ptr, cos_ptr, sin_ptr, out_desc,
+    q_ptr, k_ptr, cos_ptr, sin_ptr, out_ptr, out_desc,
     heads, group, rows, keys, offset, scale, steps,
     q_b, q_h, q_s, k_b, k_h, k_s, cos_s, sin_s,
     COLUMNS: gl.constexpr, HALF: gl.constexpr, CAUSAL: gl.constexpr, WIDE: gl.constexpr, QUERIES: gl.constexpr,
+    BULK: gl.constexpr, LATE: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """``steps`` tiles of queries, head by head of a group, against one or two (WIDE) tiles of keys."""
     DOT: gl.constexpr = q_ptr.dtype.element_ty
@@ -118,18 +133,24 @@ def hopper_qk_kernel(
     k_ptr += b * k_b + h * k_h
 
     turned = gl.allocate_shared_memory(DOT, [2 * COUNT, KEYS, HALF], RIGHT)
-    buffers = gl.allocate_shared_memory(out_desc.dtype, [2, 1, ROWS, KEYS], out_desc.layout)
+    if BULK:
+        buffers = gl.allocate_shared_memory(out_desc.dtype, [2, 1, ROWS, KEYS], out_desc.layout)
+        buffer0, buffer1 = buffers.index(0), buffers.index(1)
+    else:
+        buffer0, buffer1 = 0, 0
     i = gl.arange(0, ROWS, layout=gl.SliceLayout(1, QUERIES))
     first = chunk * steps
     last = gl.minimum(first + steps, tiles * group)
     head *= group
     g = first // tiles
     tile = first % tiles
-    row = (tile * ROWS + i).to(gl.int64)
-    x1, x2, cos, sin = load_rows(
-        q_ptr + g.to(gl.int64) * q_h, cos_ptr, sin_ptr, row, row + offset, row < rows, q_s, cos_s, sin_s,
-        COLUMNS, HALF, QUERIES,
-    )  # fmt: skip
+    gdc_wait()
+    gdc_launch_dependents()
+    row = gl.minimum(tile * ROWS + i, rows - 1)
+    q = q_ptr + g.to(gl.int64) * q_h
+    cos_of_q, sin_of_q = cos_ptr + offset * cos_s, sin_ptr + offset * sin_s
+    x1, x2 = load_halves(q, q + COLUMNS, row, q_s, q_s, COLUMNS, HALF, QUERIES)
+    cos, sin = load_halves(cos_of_q, sin_of_q, row, cos_s, sin_s, COLUMNS, HALF, QUERIES)
     for part in gl.static_range(COUNT):
         turn_keys(
             k_ptr, cos_ptr, sin_ptr, turned.index(2 * part), turned.index(2 * part + 1), start_n + part * KEYS, keys,
@@ -142,15 +163,22 @@ def hopper_qk_kernel(
         q2 = gl.convert_layout(q2, LEFT)
         start = tile * ROWS
         to = head + g
-        tile += 1
-        if tile == tiles:
-            tile = 0
-            g += 1
-        row = (tile * ROWS + i).to(gl.int64)
-        x1, x2, cos, sin = load_rows(
-            q_ptr + g.to(gl.int64) * q_h, cos_ptr, sin_ptr, row, row + offset, (row < rows) & (turn + 1 < last),
-            q_s, cos_s, sin_s, COLUMNS, HALF, QUERIES,
-        )  # fmt: skip
+        out = out_ptr + (to.to(gl.int64) * rows + start) * keys
+        if turn + 1 < last:  # else what is loaded next is not used
+            tile += 1
+            if tile == tiles:
+                tile = 0
+                g += 1
+        row = tile * ROWS + i
+        there = None
+        if MASKED:
+            there = (row < rows) & (turn + 1 < last)
+        if MASKED < 2:
+            row = gl.minimum(row, rows - 1)
+        q = q_ptr + g.to(gl.int64) * q_h
+        if not LATE:
+            x1, x2 = load_halves(q, q + COLUMNS, row, q_s, q_s, COLUMNS, HALF, QUERIES, there)
+            cos, sin = load_halves(cos_of_q, sin_of_q, row, cos_s, sin_s, COLUMNS, HALF, QUERIES, there)
         s = gl.zeros([ROWS, KEYS], gl.float32, SCORES)
         s = warpgroup_mma(q2, turned.index(1).permute((1, 0)), s, use_acc=False, is_async=True)
         s = warpgroup_mma(q1, turned.index(0).permute((1, 0)), s, is_async=True)
@@ -159,14 +187,27 @@ def hopper_qk_kernel(
             t = warpgroup_mma(q2, turned.index(3).permute((1, 0)), t, use_acc=False, is_async=True)
             t = warpgroup_mma(q1, turned.index(2).permute((1, 0)), t, is_async=True)
             s = warpgroup_mma_wait(2, deps=[s])  # products end in order: the first two have
-            send(s, out_desc, buffers.index(0), scale, to, start, start_n, offset, CAUSAL, SCORES)
+            send(s, out, out_ptr, out_desc, buffer0, scale, to, start, start_n, rows, keys, offset, CAUSAL, BULK)
+            if LATE == 1:
+                x1, x2 = load_halves(q, q + COLUMNS, row, q_s, q_s, COLUMNS, HALF, QUERIES, there)
+                cos, sin = load_halves(cos_of_q, sin_of_q, row, cos_s, sin_s, COLUMNS, HALF, QUERIES, there)
             t, q1, q2 = warpgroup_mma_wait(0, deps=[t, q1, q2])  # left factors stay where they are until then
-            send(t, out_desc, buffers.index(1), scale, to, start, start_n + KEYS, offset, CAUSAL, SCORES)
+            if LATE == 3:
+                x1, x2 = load_halves(q, q + COLUMNS, row, q_s, q_s, COLUMNS, HALF, QUERIES, there)
+                cos, sin = load_halves(cos_of_q, sin_of_q, row, cos_s, sin_s, COLUMNS, HALF, QUERIES, there)
+            send(t, out, out_ptr, out_desc, buffer1, scale, to, start, start_n + KEYS, rows, keys, offset, CAUSAL, BULK)
         else:
             s, q1, q2 = warpgroup_mma_wait(0, deps=[s, q1, q2])
-            buffer = buffers.index((turn - first) % 2)
-            send(s, out_desc, buffer, scale, to, start, start_n, offset, CAUSAL, SCORES)
-    tma.store_wait(0)
+            if BULK:
+                buffer = buffers.index((turn - first) % 2)
+            else:
+                buffer = 0
+            send(s, out, out_ptr, out_desc, buffer, scale, to, start, start_n, rows, keys, offset, CAUSAL, BULK)
+        if LATE == 2 or (LATE and not WIDE):
+            x1, x2 = load_halves(q, q + COLUMNS, row, q_s, q_s, COLUMNS, HALF, QUERIES, there)
+            cos, sin = load_halves(cos_of_q, sin_of_q, row, cos_s, sin_s, COLUMNS, HALF, QUERIES, there)
+    if BULK:
+        tma.store_wait(0)
 
 
 def rows_of_q(half: int) -> gl.DistributedLinearLayout:
@@ -214,13 +255,13 @@ def prepare(wish: Wish) -> Callable[..., None]:
     numbers = heads_k, group, rows, keys, wish.q_offset, wish.scale, steps, *steps_of
     constants = {
         "COLUMNS": width // 2, "HALF": half, "CAUSAL": wish.causal, "WIDE": wide, "QUERIES": rows_of_q(half),
-        "num_warps": 4,
+        "num_warps": 4, "BULK": BULK, "LATE": LATE, "MASKED": MASKED, "launch_pdl": True,
     }  # fmt: skip
     programs = check_programs("rope_qk", ceil_div(turns, steps) * across * batch * heads_k)
     launch = Prepared(hopper_qk_kernel, programs, numbers, constants, {})
     of_scores = Blocks(1, ROWS.value, KEYS.value)
 
     def run(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
-        launch.run((q, k, cos, sin, of_scores.of(out.view(batch * heads, rows, keys))))
+        launch.run((q, k, cos, sin, out, of_scores.of(out.view(batch * heads, rows, keys))))
 
     return run
