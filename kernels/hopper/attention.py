@@ -32,8 +32,7 @@ ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a group of warps, and of 
 SLICE = gl.constexpr(32)  # keys that are rotated at once
 PARTS = gl.constexpr(8)  # sums of a row
 K_STAGES, V_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(2), gl.constexpr(4)
-MODE = (2, 1)
-ENOUGH_KEYS = 512  # below, the portable kernel ends first
+ENOUGH_KEYS = 128  # below, most of a tile is empty
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors: the portable kernel shares keys out where there are few
 
 
@@ -181,28 +180,25 @@ def load_queries(q_ptr, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s
 
 
 @gluon.jit
-def store_half(half, buffer, to, start, rows, WIDTH_V: gl.constexpr):
-    """Half the columns of a group's rows of o, by way of shared memory, so that sixteen bytes are stored at once."""
-    buffer.store(half)
-    OF_ROWS: gl.constexpr = rows_in_lanes(WIDTH_V // 2)
-    i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, OF_ROWS))
-    d = gl.arange(0, WIDTH_V // 2, layout=gl.SliceLayout(0, OF_ROWS))[None, :]
-    at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
-    gl.store(at, buffer.load(OF_ROWS), mask=gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8)))
-
-
-@gluon.jit
 def store_rows(o, to, start, rows, q1, q2, HALF: gl.constexpr, WIDTH_V: gl.constexpr):
-    """A group's rows of o."""
+    """A group's rows of o; where they fit by way of the memory of rotated q, so that sixteen bytes are stored at once."""
     if WIDTH_V == 2 * HALF:
+        LAYOUT: gl.constexpr = rows_in_lanes(HALF)
         first, second = gl.split(o.reshape((ROWS, 2, HALF)).permute((0, 2, 1)))
-        store_half(first, q1, to, start, rows, WIDTH_V)
-        store_half(second, q2, to + HALF, start, rows, WIDTH_V)
+        q1.store(first)
+        q2.store(second)
     else:
-        i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, o.type.layout))
-        d = gl.arange(0, WIDTH_V, layout=gl.SliceLayout(0, o.type.layout))[None, :]
-        at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
-        gl.store(at, o, mask=gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8)))
+        LAYOUT: gl.constexpr = o.type.layout
+    i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    d = gl.arange(0, HALF if WIDTH_V == 2 * HALF else WIDTH_V, layout=gl.SliceLayout(0, LAYOUT))[None, :]
+    at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
+    there = gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8))
+    if WIDTH_V == 2 * HALF:
+        first, second = q1.load(LAYOUT), q2.load(LAYOUT)
+        gl.store(at, first, mask=there)
+        gl.store(at + HALF, second, mask=there)
+    else:
+        gl.store(at, o, mask=there)
 
 
 @gluon.jit
@@ -411,9 +407,9 @@ def prepare(wish: Wish) -> Callable[..., None]:
     units = check_programs("rope_attention", ceil_div(rows, 2 * ROWS.value) * batch * heads)
     steps = *q.strides[:3], cos.strides[0], sin.strides[0]
     numbers = units, heads, heads // heads_k, rows, keys, wish.q_offset, wish.scale, *steps
-    constants = {"HALF": width // 2, "WIDTH_V": width_v, "CAUSAL": wish.causal, "num_warps": 4, **BEGINS_EARLY}
-    constants["SPAN"] = span = MODE[0] if wish.causal else 1
-    programs = min(ceil_div(units, span), wish.places) if MODE[1] else ceil_div(units, span)
+    span = 2 if wish.causal and units >= 2 * wish.places else 1
+    constants = {"HALF": width // 2, "WIDTH_V": width_v, "CAUSAL": wish.causal, "SPAN": span, "num_warps": 4, **BEGINS_EARLY}
+    programs = min(ceil_div(units, span), wish.places)
     launch = Prepared(hopper_attention_kernel, programs, numbers, constants, {})
     of_k, of_v = Blocks(1, 1, KEYS.value, width // 2), Blocks(1, 1, KEYS.value, width_v)
     of_cos, of_sin = Blocks(SLICE.value, width // 2), Blocks(SLICE.value, width // 2)
