@@ -240,7 +240,7 @@ def make_plan(
     numbers = count, call.width_v, splits
     join = Prepared(combine_kernel, ceil_div(count, COMBINED_ROWS), numbers, constants, {})
     plain = window is None and softcap is None
-    wish = Wish(forms, out, problem.scale, causal, q_offset, plain, multiprocessors(device))
+    wish = Wish(forms, out, problem.scale, causal, q_offset, plain, multiprocessors(device, pins))
     special = special_for("attention", architecture(device), wish, pins)
     return Plan(call, splits, launch, join, even, special and special.prepare(wish))
 

@@ -191,7 +191,7 @@ def make_plan(
     even = are_even((q_steps, k_steps, problem.tables[:2], problem.tables[2:]), (problem.half, keys))
     numbers = (*problem.sizes, problem.scale, steps, *q_steps, *k_steps, *problem.tables)
     dtype = out_dtype or problem.dot
-    wish = Wish(forms, dtype, problem.scale, causal, q_offset, True, multiprocessors(device))
+    wish = Wish(forms, dtype, problem.scale, causal, q_offset, True, multiprocessors(device, pins))
     special = special_for("qk", architecture(device), wish, pins)
     launch = Prepared(qk_kernel, programs, numbers, constants, {})
     return Plan(problem, dtype, launch, even, special and special.prepare(wish))

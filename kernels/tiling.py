@@ -66,9 +66,11 @@ def architecture(device: torch.device) -> int:
 
 
 @lru_cache
-def multiprocessors(device: torch.device) -> int:
-    """Of a device; where a CPU stands in for a GPU few, so that programs that take several units of work do."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+def multiprocessors(device: torch.device, pins: Pins = SHIPPED) -> int:
+    """Of a device; few where special kernels are asked for, so that small problems too are shared out unit by unit."""
+    if pins.special or device.type != "cuda":
+        return 3
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def pick(

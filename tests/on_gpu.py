@@ -240,6 +240,9 @@ def graphs() -> dict[str, Any]:
 
 # Command line
 
+#: What the sanitizer is tried out with.
+TRIALS = {"planted": sanitizer.run_planted, "control": sanitizer.run_control, "guarded": sanitizer.run_guarded}
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; ``count`` of the result is the number after ``cases``, or None."""
@@ -247,7 +250,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m tests.on_gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="part", help="extents, graphs, sanitizer; or: cases N; planted; control"
+        "parts", nargs="*", metavar="part", help=f"extents, graphs, sanitizer; or: cases N; {'; '.join(TRIALS)}"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="of the cases, every N-th")
@@ -259,7 +262,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if len(options.parts) != 2 or not options.parts[1].isdigit():
             parser.error("cases takes one number")
         options.count = int(options.parts[1])
-    elif options.parts not in (["planted"], ["control"]):
+    elif " ".join(options.parts) not in TRIALS:
         options.parts = options.parts or ["extents", "graphs", "sanitizer"]
         unknown = [part for part in options.parts if part not in ("extents", "graphs", "sanitizer")]
         if unknown:
@@ -288,8 +291,8 @@ def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Run the parts; 0 if all that was asked holds."""
     options = parse(arguments)
-    if options.parts in (["planted"], ["control"]):
-        {"planted": sanitizer.run_planted, "control": sanitizer.run_control}[options.parts[0]]()
+    if " ".join(options.parts) in TRIALS:
+        TRIALS[options.parts[0]]()
         return 0
     if options.count is not None:
         print(f"ran {sanitizer.run_cases(options.count, options.share, 'cuda')} cases")

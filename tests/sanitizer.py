@@ -132,11 +132,19 @@ def run_planted() -> None:
     torch.cuda.synchronize()
 
 
-def run_control() -> None:
-    """Launch what resembles the planted race, without the mistake."""
-    numbers = racecheck.run_control()
+def _in_order(numbers: torch.Tensor) -> None:
     if not torch.equal(numbers, torch.arange(len(numbers), dtype=numbers.dtype, device=numbers.device)):
-        raise AssertionError("the control is wrong")
+        raise AssertionError("numbers were not handed over as they should be")
+
+
+def run_control() -> None:
+    """Launch what resembles the planted race, without the mistake, and where racecheck does not look."""
+    _in_order(racecheck.run_control())
+
+
+def run_guarded() -> None:
+    """The planted race without the mistake."""
+    _in_order(racecheck.run_guarded())
 
 
 def errors_in(output: str) -> int | None:
@@ -216,7 +224,10 @@ def _watch(
     report["cases"] = sum(ran_in(one) for _, one in results)
     failed = [one for code, one in results if code or counted(one, name) != 0]
     if name == "racecheck":
-        ((code, control),) = _processes([[*tool, *chosen, *base, "control"]], environment)
+        (code, control), (_, guarded) = _processes(
+            [[*tool, *chosen, *base, part] for part in ("control", "guarded")], environment
+        )
+        report["guarded"] = {"errors": counted(guarded, name)}  # all of them mistaken
         report["of_roles"] = sum(racecheck.split(one)[1] for _, one in results)
         report["control"] = {"errors": counted(control, name), "of_roles": racecheck.split(control)[1]}
         unlike = report["of_roles"] and not report["control"]["of_roles"]

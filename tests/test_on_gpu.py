@@ -250,6 +250,7 @@ case "$*" in
     *) echo ran 5 cases
        case "$*" in
            *racecheck*control*) {control}; exit {code};;
+           *racecheck*guarded*) {guarded};;
            *racecheck*) {found};;
            *) echo "= ERROR SUMMARY: 0 errors";;
        esac;;
@@ -268,7 +269,8 @@ def test_races_of_what_roles_are_given_do_not_count_if_the_control_has_the_like(
         (tmp_path / f"{races}").write_text(race * races + f"= RACECHECK SUMMARY: {races} hazards displayed\n")
         return f"cat {tmp_path / str(races)}"
 
-    (tmp_path / "tool").write_text(REPORT.format(control=report(in_control), code=code, found=report(2)))
+    texts = {"control": report(in_control), "guarded": report(7), "found": report(2)}
+    (tmp_path / "tool").write_text(REPORT.format(code=code, **texts))
     (tmp_path / "python").write_text("#!/bin/sh\necho ran 5 cases\n")
     for name in ("tool", "python"):
         (tmp_path / name).chmod(0o755)

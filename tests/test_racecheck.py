@@ -53,6 +53,7 @@ def test_if_a_report_is_not_understood_all_of_it_counts():
 
 def test_numbers_are_handed_over_and_without_a_barrier_it_is_a_race(engine):
     assert torch.equal(racecheck.run_control("cpu", 2, 3), torch.arange(3 * racecheck.NUMBERS, dtype=torch.int32))
+    assert torch.equal(racecheck.run_guarded("cpu", 1, 3), torch.arange(3 * racecheck.NUMBERS))
     assert not engine.accesses
     racecheck.run_race("cpu", 1, 3)
     assert {entry["what"] for entry in engine.accesses.values()} == {"race"}

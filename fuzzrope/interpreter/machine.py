@@ -62,7 +62,7 @@ class Machine(Atomics, Debugging, Descriptors, SharedMemory, Strays, Warps):
     Attributes:
         grid: programs in x, y and z.
         first: linear number of the chunk's first program; ``count`` of its ``chunk`` programs run.
-        overlaps: it begins before the launch in front of it has ended; it may not touch memory before it waits for that.
+        overlaps: it begins before the launch in front of it has ended, and must not touch memory before it waits.
         report: called with what happened (``out_of_bounds``, ``uninitialized``, ``overflow``), the site,
             a description and the number of lanes.
     """

@@ -74,10 +74,8 @@ def unit_of(turn, rows, keys, offset, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
     tile = unit % tiles
     count = gl.cdiv(keys, KEYS)
     if CAUSAL:
-        if SPAN == 2:
-            tile = gl.where(tile % 2 == 0, tiles - 1 - tile // 2, tile // 2)
-        else:
-            tile = tiles - 1 - tile
+        early = tile % 2 == 0 if SPAN == 2 else tile >= 0
+        tile = gl.where(early, tiles - 1 - tile // SPAN, tile // SPAN)
         count = gl.minimum(count, gl.cdiv((tile + 1) * (2 * ROWS) + offset, KEYS).to(gl.int32))
     return unit // tiles, tile * (2 * ROWS), count
 
@@ -128,9 +126,7 @@ def bring_values(v_desc, v_ring, v_full, v_room, work, CAUSAL: gl.constexpr, SPA
 
 
 @gluon.jit
-def turn_keys(
-    k_ring, raw, full, tables, work, HALF: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr
-):
+def turn_keys(k_ring, raw, full, tables, work, HALF: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
     """Keys rotated where they lie, a slice at a time."""
     t_ring, t_full, t_room = tables
     OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
@@ -181,19 +177,18 @@ def load_queries(q_ptr, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s
 
 @gluon.jit
 def store_rows(o, to, start, rows, q1, q2, HALF: gl.constexpr, WIDTH_V: gl.constexpr):
-    """A group's rows of o; where they fit by way of the memory of rotated q, so that sixteen bytes are stored at once."""
-    if WIDTH_V == 2 * HALF:
-        LAYOUT: gl.constexpr = rows_in_lanes(HALF)
+    """A group's rows of o; if they fit, by way of the memory of rotated q, so that sixteen bytes are stored at once."""
+    FITS: gl.constexpr = WIDTH_V == 2 * HALF
+    LAYOUT: gl.constexpr = rows_in_lanes(HALF) if FITS else o.type.layout
+    if FITS:
         first, second = gl.split(o.reshape((ROWS, 2, HALF)).permute((0, 2, 1)))
         q1.store(first)
         q2.store(second)
-    else:
-        LAYOUT: gl.constexpr = o.type.layout
     i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    d = gl.arange(0, HALF if WIDTH_V == 2 * HALF else WIDTH_V, layout=gl.SliceLayout(0, LAYOUT))[None, :]
+    d = gl.arange(0, HALF if FITS else WIDTH_V, layout=gl.SliceLayout(0, LAYOUT))[None, :]
     at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
     there = gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8))
-    if WIDTH_V == 2 * HALF:
+    if FITS:
         first, second = q1.load(LAYOUT), q2.load(LAYOUT)
         gl.store(at, first, mask=there)
         gl.store(at + HALF, second, mask=there)
@@ -221,18 +216,18 @@ def in_parts(x, PARTS: gl.constexpr = PARTS):
 def weigh(s, top, total, units):
     """(weights, factor of what was summed before, largest score, sums of weights) with the scores of a tile.
 
-    ``top`` is in units of log 2. Sums are those of PARTS columns (ROWS, PARTS), so that no thread needs another's.
+    Sums are those of PARTS columns (ROWS, PARTS), so that no thread needs another's. Scores are taken from the largest
+    before they are scaled: of huge ones, ``s * units - known * units`` in one step is what the product was rounded by.
     """
-    best = gl.max(gl.max(in_parts(s), 1), 1)
-    scaled = gl.maximum(top, gl.convert_layout(best * units, top.type.layout))
-    none = gl.convert_layout(best, top.type.layout) == -float("inf")
-    beyond = (scaled == float("inf")) | ((scaled == -float("inf")) & ~none)
-    known = gl.where(scaled == -float("inf"), 0.0, scaled)
+    best = gl.maximum(top, gl.convert_layout(gl.max(gl.max(in_parts(s), 1), 1), top.type.layout))
+    scaled = best * units
+    beyond = (scaled == float("inf")) | ((scaled == -float("inf")) & (best != -float("inf")))
+    known = gl.where(best == -float("inf"), 0.0, best)
     known = gl.where(beyond, float("nan"), known)
-    p = gl.exp2(s * units - known[:, None])
-    alpha = gl.exp2(top - known)
+    p = gl.exp2((s - known[:, None]) * units)
+    alpha = gl.exp2((top - known) * units)
     of_parts = gl.convert_layout(alpha, gl.SliceLayout(1, total.type.layout))[:, None]
-    return p, alpha, scaled, total * of_parts + gl.sum(in_parts(p), 1)
+    return p, alpha, best, total * of_parts + gl.sum(in_parts(p), 1)
 
 
 @gluon.jit
@@ -273,9 +268,7 @@ def attend(
         place, parity = place_of(step, K_STAGES)
         mbarrier.wait(full.index(place), parity)
         s = multiply_keys(q1, q2, k_ring, place, HALF, S)
-        next_head, next_start, next_count = unit_of(
-            gl.minimum(turn + 1, mine - 1), rows, keys, offset, CAUSAL, SPAN
-        )
+        next_head, next_start, next_count = unit_of(gl.minimum(turn + 1, mine - 1), rows, keys, offset, CAUSAL, SPAN)
         next_start += WHICH * ROWS
         q = queries_of(q_ptr, next_head, heads, q_b, q_h)
         s = warpgroup_mma_wait(0, deps=[s])
@@ -317,7 +310,7 @@ def attend(
 
         whole_sum = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, S))
         whole_sum = gl.where(whole_sum == 0, 1.0, whole_sum)  # a row without keys
-        lse = (top + gl.log2(whole_sum)) * LN_2
+        lse = (top * units + gl.log2(whole_sum)) * LN_2
         gl.store(lse_ptr + head.to(gl.int64) * rows + r, lse, mask=r < rows)
         o = o * gl.convert_layout(1.0 / whole_sum, gl.SliceLayout(1, OUT))[:, None]
         store_rows(o.to(DOT), o_ptr + head.to(gl.int64) * rows * WIDTH_V, start, rows, q1, q2, HALF, WIDTH_V)
@@ -408,7 +401,14 @@ def prepare(wish: Wish) -> Callable[..., None]:
     steps = *q.strides[:3], cos.strides[0], sin.strides[0]
     numbers = units, heads, heads // heads_k, rows, keys, wish.q_offset, wish.scale, *steps
     span = 2 if wish.causal and units >= 2 * wish.places else 1
-    constants = {"HALF": width // 2, "WIDTH_V": width_v, "CAUSAL": wish.causal, "SPAN": span, "num_warps": 4, **BEGINS_EARLY}
+    constants = {
+        "HALF": width // 2,
+        "WIDTH_V": width_v,
+        "CAUSAL": wish.causal,
+        "SPAN": span,
+        "num_warps": 4,
+        **BEGINS_EARLY,
+    }
     programs = min(ceil_div(units, span), wish.places)
     launch = Prepared(hopper_attention_kernel, programs, numbers, constants, {})
     of_k, of_v = Blocks(1, 1, KEYS.value, width // 2), Blocks(1, 1, KEYS.value, width_v)

@@ -5,6 +5,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fuzzrope.interpreter.engine import LaunchRefusedError, Unsupported
@@ -223,3 +224,44 @@ def test_what_the_engine_does_not_know_is_said_in_one_line(engine):
     line = str(caught.value)
     assert "\n" not in line
     assert all(part in line for part in ("tt.elementwise_inline_asm", "test_launching.py:", triton.__version__))
+
+
+@triton.jit
+def early_kernel(x_ptr, out_ptr, AT: tl.constexpr):
+    i = tl.arange(0, 8)
+    if AT == 0:
+        gdc_wait()
+    x = tl.load(x_ptr + i)
+    if AT == 1:
+        gdc_wait()
+    gdc_launch_dependents()
+    tl.store(out_ptr + i, x + 1)
+
+
+@pytest.mark.parametrize(
+    ("at", "early", "hurried"),
+    [(0, True, []), (0, False, []), (1, True, ["load"]), (2, True, ["load", "store"]), (2, False, [])],
+)
+def test_a_launch_that_begins_early_has_to_wait_before_it_touches_memory(engine, at, early, hurried):
+    x, out = torch.arange(8.0), torch.zeros(8)
+    for grid in ((1,), (2,)):
+        engine.reset()
+        early_kernel[grid](x, out, at, launch_pdl=early)
+        assert torch.equal(out, x + 1)
+        found = [entry for entry in engine.accesses.values() if "before it waits" in entry["message"]]
+        assert [entry["message"].partition(" ")[0] for entry in found] == hurried
+        assert {entry["what"] for entry in found} <= {"race"}
+
+
+@triton.jit(do_not_specialize=["n"])
+def masked_early_kernel(x_ptr, out_ptr, n):
+    x = tl.load(x_ptr + tl.arange(0, 8), mask=tl.arange(0, 8) < 8 * n, other=3.0)
+    tl.atomic_add(out_ptr + tl.arange(0, 8), x, mask=tl.arange(0, 8) < 8 * n - 8)
+    gdc_wait()
+    tl.store(out_ptr + tl.arange(0, 8), x)
+
+
+@pytest.mark.parametrize(("n", "hurried"), [(0, []), (1, ["load"]), (2, ["atomic", "load"])])
+def test_what_is_masked_touches_nothing_early(engine, n, hurried):
+    masked_early_kernel[(1,)](torch.zeros(8), torch.zeros(8), n, launch_pdl=True)
+    assert sorted(entry["message"].partition(" ")[0] for entry in engine.accesses.values()) == hurried
