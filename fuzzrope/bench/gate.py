@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fuzzrope.bench.inputs import Inputs, pieces
+from fuzzrope.bench.inputs import Inputs, hidden, pieces
 from fuzzrope.bench.rows import Row
 
 Tensors = tuple[torch.Tensor, ...]
@@ -48,19 +48,16 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 
 
 
 def _scores(row: Row, *parts: torch.Tensor) -> torch.Tensor:
-    """Unscaled scores (n, G, Sq, Sk) of q (n, G, Sq, D) and k (n, 1, Sk, D), by tables cos and sin."""
+    """Unscaled scores (n, G, Sq, Sk) of q (n, G, Sq, D) and k (n, 1, Sk, D), by tables cos and sin; -inf if hidden."""
     q, k, cos, sin = parts
-    return rotated(q, cos, sin, row.offset) @ rotated(k, cos, sin).mT
+    scores = rotated(q, cos, sin, row.offset) @ rotated(k, cos, sin).mT
+    return scores.masked_fill(hidden(row, q.device), -math.inf) if row.causal else scores
 
 
 def _attention(row: Row, *parts: torch.Tensor) -> torch.Tensor:
     """o (n, G, Sq, D) of q, k and v (n, 1, Sk, D), likewise."""
     q, k, v, *tables = parts
-    scores = _scores(row, q, k, *tables) / math.sqrt(row.width)
-    if row.causal:
-        i = row.offset + torch.arange(row.rows, device=q.device)[:, None]
-        scores = scores.masked_fill(torch.arange(row.keys, device=q.device) > i, -math.inf)
-    return scores.softmax(-1) @ v.double()
+    return (_scores(row, q, k, *tables) / math.sqrt(row.width)).softmax(-1) @ v.double()
 
 
 def truth(row: Row, inputs: Inputs, rotates: bool = True) -> Tensors:
@@ -98,15 +95,18 @@ def _kept(x: torch.Tensor, row: Row) -> torch.Tensor:
 
 
 def error_of(results: Tensors, true: Tensors, dtype: torch.dtype) -> Error:
-    """The larger errors of all results; infinite where one has a number that is not finite, another shape or dtype."""
+    """The larger errors of all results; infinite where one has another shape, dtype or number that is not finite."""
     whole = worst = 0.0
     for result, exact in zip(results, true, strict=True):
         if result.shape != exact.shape or result.dtype != dtype:
             return Error(math.inf, math.inf)
         off, size = [], []
         for piece in _pieces_of(result):
-            there = exact[piece].double()
-            off.append((result[piece].double() - there).square_().sum(-1).flatten())
+            here, there = result[piece].double(), exact[piece].double()
+            if not there.isfinite().all():  # hidden scores have to be -inf
+                alike = (here == there) & there.isinf()
+                here, there = here.masked_fill(alike, 0.0), there.masked_fill(alike, 0.0)
+            off.append((here - there).square_().sum(-1).flatten())
             size.append(there.square().sum(-1).flatten())
         wrong, right = torch.cat(off), torch.cat(size)
         typical = right.mean().sqrt()

@@ -95,6 +95,12 @@ class Work:
         return (by_products, "products") if by_products > by_bytes else (by_bytes, "bytes")
 
 
+def hidden(row: Row, device: torch.device) -> torch.Tensor:
+    """Which keys (Sq, Sk) a row of q does not see, where it is causal."""
+    i = row.offset + torch.arange(row.rows, device=device)[:, None]
+    return torch.arange(row.keys, device=device) > i
+
+
 def seen(row: Row) -> int:
     """Pairs of a row of q and a key that it sees, in one head."""
     if not row.causal:

@@ -7,6 +7,7 @@ call is measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from fuzzrope.bench.inputs import Inputs
+from fuzzrope.bench.inputs import Inputs, hidden
 from fuzzrope.bench.rows import COMPILED, FLEX, Row
 from kernels import reference, rope, rope_attention, rope_qk
 from kernels.early import can_be_early
@@ -160,12 +161,21 @@ def none(x: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def by_matmul(row: Row) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """cuBLAS: one batched product for each head of k, rows of its group side by side; copies what lies otherwise."""
+    """cuBLAS: one batched product for each head of k, rows of its group side by side; copies what lies otherwise.
+
+    What a causal row hides is written over afterwards.
+    """
+    masks: dict[torch.device, Tensor] = {}
 
     def scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = row.batch * row.kv_heads
         found = torch.bmm(q.reshape(heads, -1, row.width), k.reshape(heads, -1, row.width).mT)
-        return found.view(row.batch, row.heads, row.rows, row.keys)
+        found = found.view(row.batch, row.heads, row.rows, row.keys)
+        if not row.causal:
+            return found
+        if q.device not in masks:
+            masks[q.device] = hidden(row, q.device)
+        return found.masked_fill_(masks[q.device], -math.inf)
 
     return scores
 

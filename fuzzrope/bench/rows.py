@@ -95,6 +95,8 @@ ROWS: tuple[Row, ...] = (
     _square("scores", 4, "32/8", 1024, 128),
     _square("scores", 4, "32", 1024, 256),
     _square("scores", 4, "32", 1000, 128),
+    _square("scores", 8, "32", 256, 128, causal=True),
+    _square("scores", 4, "32", 1024, 128, causal=True),
     *_both_masks(
         _square("attention", 16, "32", 128, 128, costly=_ONE),
         _square("attention", 8, "32", 512, 128, costly=_ONE),

@@ -82,6 +82,7 @@ SMALL = {
     "rope of groups": Row("rope", 2, 4, 2, 5, 5, 8),
     "rope in float32": Row("rope", 2, 2, 2, 5, 5, 8, "float32", strided=True),
     "scores": Row("scores", 2, 4, 2, 6, 6, 8),
+    "causal scores": Row("scores", 1, 4, 2, 6, 6, 8, causal=True),
     "attention": Row("attention", 2, 4, 2, 6, 6, 8),
     "causal attention": Row("attention", 1, 4, 2, 6, 6, 8, causal=True),
     "one row": Row("attention", 2, 4, 2, 1, 9, 8, causal=True, offset=8),

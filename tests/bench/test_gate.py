@@ -82,6 +82,20 @@ def test_a_mask_that_is_off_by_one_fails():
     assert not passes(judged(row, (o,)), row)
 
 
+def test_hidden_scores_have_to_be_hidden_and_no_others():
+    row = SMALL["causal scores"]
+    (scores,) = answer(row)
+    assert (scores == -float("inf")).sum() == 4 * 15
+    assert passes(judged(row, (scores.clone(),)), row)
+    for i, j, number in ((2, 3, 0.0), (2, 3, float("inf")), (2, 3, float("nan")), (3, 3, -float("inf"))):
+        wrong = scores.clone()
+        wrong[0, 1, i, j] = number
+        assert judged(row, (wrong,)) == gate.Error(float("inf"), float("inf"))
+    wrong = scores.clone()
+    wrong[0, 1, 5] *= 1.5
+    assert not passes(judged(row, (wrong,)), row)
+
+
 def test_without_rotation_only_answers_without_rotation_pass():
     row = SMALL["scores"]
     inputs = make(row, "cpu", 0)

@@ -32,7 +32,7 @@ def test_peers_of_plain_pytorch_are_right_wherever_they_serve(peer, name):
         check(peer, SMALL[name])
 
 
-@pytest.mark.parametrize("name", ["rope", "rope in float32", "scores", "rope of groups"])
+@pytest.mark.parametrize("name", ["rope", "rope in float32", "scores", "causal scores", "rope of groups"])
 @pytest.mark.parametrize("peer", [p for p in PEERS if p.name in LAUNCHING], ids=lambda p: p.name)
 def test_peers_that_launch_kernels_are_right_on_the_engine(engine, peer, name):
     row = SMALL[name]
