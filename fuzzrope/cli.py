@@ -50,7 +50,7 @@ from fuzzrope.targets import LEVELS, TargetError, find_all
 
 CORPUS = Path("corpus")
 DEVICES = ("cpu", "cuda", "auto")
-ENGINES = ("ttir", "interpret")
+ENGINES = ("ttir", "ttir-fma", "interpret")
 COMPILE_SECONDS = 60.0  # deadline of a case on a GPU, where a new variant is compiled first
 
 

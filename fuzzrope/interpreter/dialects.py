@@ -11,12 +11,14 @@ from fuzzrope.interpreter.values import Val
 DIALECTS = (access, arithmetic, control, floats, functions, gluon, hopper, shapes)
 
 
-def translate(module: Module, checked: bool = False) -> Generated:
+def translate(module: Module, checked: bool = False, contracts: bool = False) -> Generated:
     """The program of a module; ``checked`` computes addresses a second time without wrapping.
+
+    ``contracts``: products go into sums unrounded, where a GPU's compiler may let them.
 
     Raises :class:`UnknownOperationError` for what it does not know.
     """
-    translator = Translator(module, checked)
+    translator = Translator(module, checked, contracts)
     entry: Func = module.entry
     args = entry.args
     for i, ((name, kind), number) in enumerate(zip(args, entry.ids, strict=True)):

@@ -61,13 +61,13 @@ class Engine:
 
     name = "ttir"
 
-    def __init__(self, memory: int = MEMORY, strict: bool = False) -> None:
+    def __init__(self, memory: int = MEMORY, strict: bool = False, contracts: bool = False) -> None:
         self.launches: list[dict[str, Any]] = []
         self.accesses: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.memory = memory
         self.is_host: Callable[[torch.Tensor], bool] = lambda tensor: False
         self.fresh: Callable[[int], int | None] = lambda address: None
-        self.strict = strict
+        self.strict, self.contracts = strict, contracts
         self.idle = False
         self.programs: dict[str, Program] = {}
         self._taken: dict[int, weakref.ref[torch.Tensor]] = {}
@@ -131,7 +131,9 @@ class Engine:
         """The program of a variant, loaded or translated once a process."""
         found = self.programs.get(variant.key)
         if found is None:
-            found = self.programs[variant.key] = Program(_stored(variant, False), lambda: _stored(variant, True))
+            contracts = self.contracts and variant.options.enable_fp_fusion
+            stored = _stored(variant, False, contracts)
+            found = self.programs[variant.key] = Program(stored, lambda: _stored(variant, True, contracts))
         return found
 
     def reachable(self) -> list[Area]:
@@ -174,17 +176,18 @@ def _metadata_type(names: tuple[str, ...]) -> Any:
     return namedtuple("KernelMetadata", names)
 
 
-def _stored(variant: Variant, checked: bool) -> bytes:
+def _stored(variant: Variant, checked: bool, contracts: bool) -> bytes:
     """The packed program of a variant from the cache, made if it is not there or damaged."""
-    stored = variant.cached(f"checked.{KIND}" if checked else KIND, lambda: _packed(variant, checked))
-    return stored if is_intact(stored) else _packed(variant, checked)
+    kind = "contracted." * contracts + "checked." * checked + KIND
+    stored = variant.cached(kind, lambda: _packed(variant, checked, contracts))
+    return stored if is_intact(stored) else _packed(variant, checked, contracts)
 
 
-def _packed(variant: Variant, checked: bool) -> bytes:
+def _packed(variant: Variant, checked: bool, contracts: bool) -> bytes:
     """The program of a variant, or word of what is in the way: Triton's error, or an operation not known."""
     text = variant.text
     try:
-        return pack(text, checked)
+        return pack(text, checked, contracts)
     except UnknownOperationError as error:
         raise Unsupported(str(error)) from None
     except Exception as error:  # our translator's fault: the target must not be blamed for it

@@ -66,8 +66,25 @@ _FLOATS = {"addf": "{0} + {1}", "subf": "{0} - {1}", "mulf": "{0} * {1}", "divf"
 @emits("arith.addf", "arith.subf", "arith.mulf", "arith.divf", "tt.precise_divf")
 def _floats(tr: Translator, op: Op) -> None:
     a, b = tr.ins(op)
+    if tr.contracts and op.name in ("arith.addf", "arith.subf") and _contracted(tr, op, a, b):
+        return
     code = _FLOATS[op.name.rpartition(".")[2].removeprefix("precise_")].format(a.code, b.code)
     put(tr, op, rounded(tr, code, a.elem, a.uniform and b.uniform), [a, b], a.type)
+    if op.name == "arith.mulf":
+        tr.products[op.outs[0]] = a, b, tr.depth
+
+
+def _contracted(tr: Translator, op: Op, a: Val, b: Val) -> bool:
+    """A sum with a product of the same block, the first if both are, as a GPU's compiler makes it: rounded once."""
+    for number, other, left in ((op.ins[0], b, True), (op.ins[1], a, False)):
+        x, y, depth = tr.products.get(number, (a, b, -1))
+        if depth == tr.depth:
+            minus = op.name == "arith.subf"
+            x = tr.negated(x) if minus and not left else x
+            other = tr.negated(other) if minus and left else other
+            through(tr, op, "R.fma", [x, y, other], a.type, repr(a.elem))
+            return True
+    return False
 
 
 @emits("arith.remf")

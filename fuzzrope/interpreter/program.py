@@ -22,7 +22,7 @@ from fuzzrope.interpreter.dialects import translate
 from fuzzrope.interpreter.ir import Type, read
 from fuzzrope.interpreter.places import frame_of, show
 
-VERSION = "16"  # of everything that is cached: raise it when translation changes
+VERSION = "17"  # of everything that is cached: raise it when translation changes
 CACHED_ELEMENTS = 2**17  # of one value in one chunk: what the second-level cache of a core likes
 
 
@@ -89,13 +89,13 @@ class Program:
         return max(1, min(programs, fitting))
 
 
-def pack(text: str, checked: bool = False) -> bytes:
+def pack(text: str, checked: bool = False, contracts: bool = False) -> bytes:
     """Translate IR into a stored program.
 
     Raises :class:`fuzzrope.interpreter.translate.UnknownOperationError` for IR it cannot execute.
     """
     module = read(text)
-    generated = translate(module, checked)
+    generated = translate(module, checked, contracts)
     body = marshal.dumps(
         {
             "code": compile(generated.source, "<generated>", "exec"),

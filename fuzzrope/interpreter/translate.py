@@ -80,8 +80,9 @@ class Frame:
 class Translator:
     """Walks a module and writes the program; one object a translation."""
 
-    def __init__(self, module: Module, checked: bool = False) -> None:
-        self.module, self.checked = module, checked
+    def __init__(self, module: Module, checked: bool = False, contracts: bool = False) -> None:
+        self.module, self.checked, self.contracts = module, checked, contracts
+        self.products: dict[int, tuple[Val, Val, int]] = {}  # factors by result, and how deep it was made
         self.flow: Flow = resolve(module)
         self.env: dict[int, Val] = {}
         self.namespace: dict[str, Any] = {}
@@ -177,6 +178,10 @@ class Translator:
         return f"S[{len(self.sites) - 1}]"
 
     # -- converting ---------------------------------------------------------------------------------
+
+    def negated(self, val: Val) -> Val:
+        """A float with its sign changed."""
+        return self.let(f"-{val.code}", val.type, val.uniform, val.full, const=val.const)
 
     def array(self, val: Val) -> str:
         """Code of a value as an array of its carried dtype, extent 1 where it does not vary."""

@@ -39,6 +39,9 @@ class Engine(Protocol):
         """The kernels' source lines that stored into the fresh storage at an address, as far as it knows."""
 
 
+CONTRACTING = "ttir-fma"
+
+
 def make_engine(name: str, memory: int, strict: bool) -> Engine:
     """The engine of a name; ``memory`` caps (in bytes) the values of programs that run at once.
 
@@ -50,4 +53,4 @@ def make_engine(name: str, memory: int, strict: bool) -> Engine:
         return interpret.Engine()
     from fuzzrope.interpreter import engine
 
-    return engine.Engine(memory, strict)
+    return engine.Engine(memory, strict, contracts=name == CONTRACTING)
