@@ -1,6 +1,6 @@
 """Cases that the kernels for one device alone take, which drawn cases seldom fit: by hand, and by chance.
 
-    python -m tests.special [--device cuda] [--count 200] [--seed 1] [--json FILE.json]
+    python -m tests.special [--device cuda] [--engine ttir-fma] [--count 200] [--seed 1] [--json FILE.json]
 
 Judges ``kernels.rope_qk@special`` and ``kernels.rope_attention@special``, gradients among what is judged. Exit code 1
 if there is a finding, a case that is not judged, or on a CPU one that went another way.
@@ -21,6 +21,7 @@ from fuzzrope.case import Backward, Case, TensorSpec, Values
 from fuzzrope.geometry import dense
 from fuzzrope.judge import judge
 from fuzzrope.run import Runner
+from fuzzrope.run.engines import CONTRACTING
 from fuzzrope.targets import find
 from fuzzrope.versions import versions
 
@@ -157,6 +158,7 @@ def main(arguments: list[str]) -> int:
     """Judge all cases; 0 if all is right."""
     parser = argparse.ArgumentParser(prog="python -m tests.special", description="Cases for kernels of one device.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--engine", choices=("ttir", CONTRACTING), default="ttir", help="of a CPU")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="of cases by chance for each operation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="every N-th")
@@ -169,7 +171,7 @@ def main(arguments: list[str]) -> int:
         numbers = range(part, options.count, parts)
         cases += [(f"{operation} {number}", drawn(operation, number, options.seed)) for number in numbers]
     began, counts, wrong = time.monotonic(), Counter[str](), {}
-    with Runner(next(iter(targets.values())), options.device) as runner:
+    with Runner(next(iter(targets.values())), options.device, engine=options.engine) as runner:
         for operation, target in targets.items():
             runner.turn_to(target)
             for name, asked in cases:

@@ -12,7 +12,7 @@ Where results must differ from hardware's, and by how much:
 - ``exp``, ``sin`` and their like, ``/`` and ``tl.sqrt`` on float32 are correctly rounded here, or nearly;
   hardware approximates them within the ulps of the PTX manual, and flushes subnormals in some;
 - a product and a sum are rounded one after the other; on a GPU they may be contracted to one ``fma`` unless
-  ``enable_fp_fusion=False``;
+  ``enable_fp_fusion=False``, as they are here if asked (``contracts``) where both are in one block and have one shape;
 - the bits of a NaN, which hardware replaces;
 - the order of atomic operations, which is that of the programs here.
 

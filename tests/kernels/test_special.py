@@ -10,6 +10,7 @@ import torch
 
 import kernels
 from fuzzrope.judge import judge
+from fuzzrope.run import Runner
 from fuzzrope.targets import find
 from kernels import pinned, special
 from kernels.forms import Meta
@@ -361,6 +362,26 @@ def test_a_flaw_put_into_attention_is_found(runner, tmp_path, flaw):
     asked = case(ATTENTION, rows=300, keys=700, heads=(3, 1), causal=True, q_offset=410, return_lse=True)
     kinds = kinds_with(tmp_path, runner, "attention", (right, wrong), asked)
     assert kind in kinds if kind else not kinds, kinds
+
+
+SCALED_LATE = "gl.exp2((s - known[:, None]) * units)"
+SCALED_EARLY = "gl.exp2(s * units - (known * units)[:, None])"
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "kinds"),
+    [
+        ("ttir", SCALED_LATE, set()),
+        ("ttir", SCALED_EARLY, set()),
+        ("ttir-fma", SCALED_LATE, set()),
+        ("ttir-fma", SCALED_EARLY, {"nonfinite"}),
+    ],
+)
+def test_weights_that_contraction_takes_from_huge_scores_are_found_where_it_is_done(tmp_path, engine, weights, kinds):
+    asked = drawn(ATTENTION, 41, 1)  # a GPU found it
+    assert dict(asked.tensors)["q"].values.kind == "wide"
+    with Runner(find("kernels.rope_attention@special"), engine=engine) as runner:
+        assert kinds_with(tmp_path, runner, "attention", (SCALED_LATE, weights), asked) == kinds
 
 
 def test_the_command_tells_what_is_right_and_what_went_another_way(monkeypatch, capsys, tmp_path):
