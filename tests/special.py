@@ -69,7 +69,7 @@ BY_HAND: dict[str, Case] = {
     "attention, negative scale": case(ATTENTION, rows=3, keys=1, scale=-2.0, width=64),
     "attention, no scale": case(ATTENTION, rows=3, keys=140, scale=0.0),
     "attention, several units a program": case(ATTENTION, rows=300, keys=200, heads=(4, 2), width=64),
-    "attention, pairs of units": case(ATTENTION, rows=300, keys=300, heads=(3, 1), causal=True, width=64),
+    "attention, pairs of units": case(ATTENTION, rows=300, keys=400, heads=(4, 1), causal=True, q_offset=90, width=64),
 }
 #: With several units a program on a GPU too, which has more multiprocessors than what stands for it on a CPU.
 LARGE: dict[str, Case] = {

@@ -31,7 +31,10 @@ from kernels.special import Wish
 ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a group of warps, and of a tile of keys
 SLICE = gl.constexpr(32)  # keys that are rotated at once
 PARTS = gl.constexpr(8)  # sums of a row
-K_STAGES, V_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(2), gl.constexpr(4)
+K_STAGES, V_STAGES = gl.constexpr(3), gl.constexpr(2)
+T_STAGES = gl.constexpr(KEYS.value // SLICE.value)  # rows of the tables: a place for each slice of a tile
+START = 2.5  # tiles of keys that take as long as what a unit takes beside its own
+MANY = 16  # units for each multiprocessor, of which pairs share out well
 ENOUGH_KEYS = 128  # below, most of a tile is empty
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors: the portable kernel shares keys out where there are few
 
@@ -100,7 +103,7 @@ def bring_keys(
             half_of = k_ring.index(2 * place + 1)
             tma.async_copy_global_to_shared(k_desc, [b, h, tile * KEYS, HALF], raw.index(place), half_of)
             for part in gl.static_range(KEYS // SLICE):
-                slot, phase = place_of(step * (KEYS // SLICE) + part, T_STAGES)
+                slot, phase = part, step & 1
                 row = tile * KEYS + part * SLICE
                 mbarrier.wait(t_room.index(slot), phase ^ 1)
                 mbarrier.expect(t_full.index(slot), 2 * cos_desc.block_type.nbytes)
@@ -140,7 +143,7 @@ def turn_keys(k_ring, raw, full, tables, work, HALF: gl.constexpr, CAUSAL: gl.co
             second = k_ring.index(2 * place + 1).reshape((KEYS, HALF))
             mbarrier.wait(raw.index(place), parity)
             for part in gl.static_range(KEYS // SLICE):
-                slot, phase = place_of(step * (KEYS // SLICE) + part, T_STAGES)
+                slot, phase = part, step & 1
                 k1 = first.slice(part * SLICE, SLICE, 0)
                 k2 = second.slice(part * SLICE, SLICE, 0)
                 x1 = k1.load(OF_ROWS)
@@ -324,7 +327,6 @@ def hopper_attention_kernel(
     HALF: gl.constexpr, WIDTH_V: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr,
 ):  # fmt: skip
     """A program's units one after the other: two groups' rows of one head of q against the keys they see."""
-    wait_for_launch(True)
     DOT: gl.constexpr = q_ptr.dtype.element_ty
     FACTOR: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HALF], DOT)
     offset = offset.to(gl.int64)
@@ -355,6 +357,7 @@ def hopper_attention_kernel(
     tables = (t_ring, t_full, t_room)
     tensors = (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr)
     q1, q2, q3, q4 = turned.index(0), turned.index(1), turned.index(2), turned.index(3)
+    wait_for_launch(True)
     gl.warp_specialize(
         [
             (attend, (tensors, q1, q2, rings, work, places, scale, 0, HALF, WIDTH_V, CAUSAL, SPAN)),
@@ -390,6 +393,40 @@ def pays(wish: Wish) -> bool:
     return keys >= ENOUGH_KEYS and rows >= 2 * ROWS.value and blocks >= ENOUGH_BLOCKS
 
 
+def tiles_seen(wish: Wish, blocks: int) -> list[int]:
+    """Tiles of keys that each block of rows sees, as :func:`unit_of` counts them."""
+    most = ceil_div(wish.forms["k"].shape[2], KEYS.value)
+    if not wish.causal:
+        return [most] * blocks
+    return [min(most, ceil_div((block + 1) * 2 * ROWS.value + wish.q_offset, KEYS.value)) for block in range(blocks)]
+
+
+def pairs_are_quicker(units: int, counts: list[int], places: int) -> bool:
+    """Whether programs that take causal units in pairs end earlier than if each took one after the other.
+
+    Args:
+        units: of all heads.
+        counts: tiles of keys that each unit of a head sees.
+        places: multiprocessors.
+    """
+    if units > MANY * places:
+        return True
+    blocks = len(counts)
+    alone = [counts[blocks - 1 - unit % blocks] for unit in range(units)]
+    paired = [
+        counts[blocks - 1 - unit % blocks // 2 if unit % blocks % 2 == 0 else unit % blocks // 2]
+        for unit in range(units)
+    ]
+    ends = []
+    for span, costs in ((1, alone), (2, paired)):
+        programs = min(ceil_div(units, span), places)
+        loads = [0.0] * programs
+        for unit, count in enumerate(costs):
+            loads[unit // span % programs] += count + START
+        ends.append(max(loads))
+    return ends[1] < ends[0]
+
+
 def prepare(wish: Wish) -> Callable[..., None]:
     """Plan its launch for what :func:`serves` accepts; the result takes q, k, v, cos, sin, o and lse.
 
@@ -400,7 +437,8 @@ def prepare(wish: Wish) -> Callable[..., None]:
     units = check_programs("rope_attention", ceil_div(rows, 2 * ROWS.value) * batch * heads)
     steps = *q.strides[:3], cos.strides[0], sin.strides[0]
     numbers = units, heads, heads // heads_k, rows, keys, wish.q_offset, wish.scale, *steps
-    span = 2 if wish.causal and units >= 2 * wish.places else 1
+    counts = tiles_seen(wish, ceil_div(rows, 2 * ROWS.value))
+    span = 2 if wish.causal and pairs_are_quicker(units, counts, wish.places) else 1
     constants = {
         "HALF": width // 2,
         "WIDTH_V": width_v,
