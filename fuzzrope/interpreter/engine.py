@@ -53,6 +53,7 @@ class Engine:
         launches: name, grid and integer constexprs of each launch.
         accesses: what was noticed, by kind, kernel and source line.
         memory: cap in bytes on the values of the programs that run at once.
+        contracts: products go into sums unrounded, unless a launch forbids it.
         strict: compile what may take too much shared memory to the end, and refuse its launches.
         is_host: tells tensors that a kernel may not touch.
         fresh: gives the pattern that a storage (by first byte) held when it was allocated, or None.
@@ -121,19 +122,17 @@ class Engine:
         if not isinstance(src, ASTSource):  # Gluon's kernels are of a kind of it
             raise Unsupported(f"the CPU engine runs kernels from their source, not {type(src).__name__}")
         target = target or triton.runtime.driver.active.get_current_target()
-        variant = Variant(src, target, dict(options or {}))
-        kernel = Kernel(self, src, variant, dict(options or {}))
+        kernel = Kernel(self, src, Variant(src, target, dict(options or {})), dict(options or {}))
         if self.strict:
-            kernel.shared = shared_bytes(variant)
+            kernel.shared = shared_bytes(kernel.variant)
         return kernel
 
     def program(self, variant: Variant) -> Program:
         """The program of a variant, loaded or translated once a process."""
         found = self.programs.get(variant.key)
         if found is None:
-            contracts = self.contracts and variant.options.enable_fp_fusion
-            stored = _stored(variant, False, contracts)
-            found = self.programs[variant.key] = Program(stored, lambda: _stored(variant, True, contracts))
+            stored = functools.partial(_stored, variant, self.contracts and variant.options.enable_fp_fusion)
+            found = self.programs[variant.key] = Program(stored(False), lambda: stored(True))
         return found
 
     def reachable(self) -> list[Area]:
@@ -176,7 +175,7 @@ def _metadata_type(names: tuple[str, ...]) -> Any:
     return namedtuple("KernelMetadata", names)
 
 
-def _stored(variant: Variant, checked: bool, contracts: bool) -> bytes:
+def _stored(variant: Variant, contracts: bool, checked: bool) -> bytes:
     """The packed program of a variant from the cache, made if it is not there or damaged."""
     kind = "contracted." * contracts + "checked." * checked + KIND
     stored = variant.cached(kind, lambda: _packed(variant, checked, contracts))
@@ -191,10 +190,8 @@ def _packed(variant: Variant, checked: bool, contracts: bool) -> bytes:
     except UnknownOperationError as error:
         raise Unsupported(str(error)) from None
     except Exception as error:  # our translator's fault: the target must not be blamed for it
-        why = f"{type(error).__name__}: {error}"
-        raise Unsupported(
-            f"the CPU engine cannot translate {variant.name} (Triton {triton.__version__}): {why}"
-        ) from error
+        what = f"{variant.name} (Triton {triton.__version__})"
+        raise Unsupported(f"the CPU engine cannot translate {what}: {type(error).__name__}: {error}") from error
 
 
 class Kernel:
@@ -296,8 +293,7 @@ class Kernel:
             engine.record(kind, name, site.text(), message, lanes)
 
         machine = Machine(grid, sites, report)
-        machine.areas = areas
-        machine.reachable = engine.reachable
+        machine.areas, machine.reachable = areas, engine.reachable
         machine.ordered, machine.overlaps = program.ordered, self.overlaps
         program.share(areas)
         chunk = program.chunk(programs, engine.memory)

@@ -24,63 +24,24 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import Blocks, are_even
+from kernels.hopper.rows import load_queries, queries_of, rotate, rows_in_lanes, store_rows
+from kernels.hopper.units import KEYS, ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
 from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E
 from kernels.special import Wish
 
-ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a group of warps, and of a tile of keys
 SLICE = gl.constexpr(32)  # keys that are rotated at once
 PARTS = gl.constexpr(8)  # sums of a row
 K_STAGES, V_STAGES = gl.constexpr(3), gl.constexpr(2)
 T_STAGES = gl.constexpr(KEYS.value // SLICE.value)  # rows of the tables: a place for each slice of a tile
-START = 2.5  # tiles of keys that take as long as what a unit takes beside its own
-MANY = 16  # units for each multiprocessor, of which pairs share out well
 ENOUGH_KEYS = 128  # below, most of a tile is empty
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors: the portable kernel shares keys out where there are few
-
-
-@gluon.constexpr_function
-def rows_in_lanes(columns):
-    """The layout of rows of 16-bit numbers whose eight lanes at a time lie in different banks of shared memory."""
-    return gl.BlockedLayout([1, 8], [256 // columns, columns // 8], [4, 1], [1, 0])
 
 
 @gluon.jit
 def place_of(turn, STAGES: gl.constexpr):
     """(buffer, parity of its barrier's phase) of a turn around a ring."""
     return turn % STAGES, (turn // STAGES) & 1
-
-
-@gluon.jit
-def rotate(x1, x2, cos, sin):
-    """Both rotated halves, each product rounded as eager PyTorch rounds it, two numbers an instruction."""
-    return x1 * cos - x2 * sin, x2 * cos + x1 * sin
-
-
-@gluon.jit
-def turns_of(units, SPAN: gl.constexpr):
-    """How many units of work this program takes, SPAN after each other, of as many as there are programs."""
-    pid, programs = gl.program_id(0), gl.num_programs(0)
-    spans = gl.cdiv(units, SPAN)
-    mine = gl.cdiv(spans - pid, programs) * SPAN
-    return mine - gl.where((spans - 1) % programs == pid, units % SPAN, 0)
-
-
-@gluon.jit
-def unit_of(turn, rows, keys, offset, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
-    """(head of q in all batches, first of its rows, tiles of keys they see) of a program's unit.
-
-    Where rows see unlike numbers of keys, the last of a head come first, or go with the first as a pair.
-    """
-    tiles = gl.cdiv(rows, 2 * ROWS)
-    unit = (turn // SPAN * gl.num_programs(0) + gl.program_id(0)) * SPAN + turn % SPAN
-    tile = unit % tiles
-    count = gl.cdiv(keys, KEYS)
-    if CAUSAL:
-        early = tile % 2 == 0 if SPAN == 2 else tile >= 0
-        tile = gl.where(early, tiles - 1 - tile // SPAN, tile // SPAN)
-        count = gl.minimum(count, gl.cdiv((tile + 1) * (2 * ROWS) + offset, KEYS).to(gl.int32))
-    return unit // tiles, tile * (2 * ROWS), count
 
 
 @gluon.jit
@@ -158,45 +119,6 @@ def turn_keys(k_ring, raw, full, tables, work, HALF: gl.constexpr, CAUSAL: gl.co
             fence_async_shared()
             mbarrier.arrive(full.index(place), count=1)
             step += 1
-
-
-@gluon.jit
-def queries_of(q_ptr, head, heads, q_b, q_h):
-    """Where a head of q begins."""
-    return q_ptr + (head // heads).to(gl.int64) * q_b + (head % heads).to(gl.int64) * q_h
-
-
-@gluon.jit
-def load_queries(q_ptr, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF: gl.constexpr):
-    """Both halves (ROWS, HALF) of a group's rows of a head of q, and their rows of the tables."""
-    OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
-    i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, OF_ROWS)), rows - 1).to(gl.int64)
-    d = gl.arange(0, HALF, layout=gl.SliceLayout(0, OF_ROWS))[None, :]
-    q = gl.multiple_of(q_ptr + (i * q_s)[:, None], (16, 16)) + d
-    cos = gl.multiple_of(cos_ptr + ((i + offset) * cos_s)[:, None], (16, 16)) + d
-    sin = gl.multiple_of(sin_ptr + ((i + offset) * sin_s)[:, None], (16, 16)) + d
-    return gl.load(q), gl.load(q + HALF), gl.load(cos), gl.load(sin)
-
-
-@gluon.jit
-def store_rows(o, to, start, rows, q1, q2, HALF: gl.constexpr, WIDTH_V: gl.constexpr):
-    """A group's rows of o; if they fit, by way of the memory of rotated q, so that sixteen bytes are stored at once."""
-    FITS: gl.constexpr = WIDTH_V == 2 * HALF
-    LAYOUT: gl.constexpr = rows_in_lanes(HALF) if FITS else o.type.layout
-    if FITS:
-        first, second = gl.split(o.reshape((ROWS, 2, HALF)).permute((0, 2, 1)))
-        q1.store(first)
-        q2.store(second)
-    i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    d = gl.arange(0, HALF if FITS else WIDTH_V, layout=gl.SliceLayout(0, LAYOUT))[None, :]
-    at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
-    there = gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8))
-    if FITS:
-        first, second = q1.load(LAYOUT), q2.load(LAYOUT)
-        gl.store(at, first, mask=there)
-        gl.store(at + HALF, second, mask=there)
-    else:
-        gl.store(at, o, mask=there)
 
 
 @gluon.jit
@@ -391,40 +313,6 @@ def pays(wish: Wish) -> bool:
     (batch, heads, rows, _), keys = wish.forms["q"].shape, wish.forms["k"].shape[2]
     blocks = ceil_div(rows, 2 * ROWS.value) * batch * heads
     return keys >= ENOUGH_KEYS and rows >= 2 * ROWS.value and blocks >= ENOUGH_BLOCKS
-
-
-def tiles_seen(wish: Wish, blocks: int) -> list[int]:
-    """Tiles of keys that each block of rows sees, as :func:`unit_of` counts them."""
-    most = ceil_div(wish.forms["k"].shape[2], KEYS.value)
-    if not wish.causal:
-        return [most] * blocks
-    return [min(most, ceil_div((block + 1) * 2 * ROWS.value + wish.q_offset, KEYS.value)) for block in range(blocks)]
-
-
-def pairs_are_quicker(units: int, counts: list[int], places: int) -> bool:
-    """Whether programs that take causal units in pairs end earlier than if each took one after the other.
-
-    Args:
-        units: of all heads.
-        counts: tiles of keys that each unit of a head sees.
-        places: multiprocessors.
-    """
-    if units > MANY * places:
-        return True
-    blocks = len(counts)
-    alone = [counts[blocks - 1 - unit % blocks] for unit in range(units)]
-    paired = [
-        counts[blocks - 1 - unit % blocks // 2 if unit % blocks % 2 == 0 else unit % blocks // 2]
-        for unit in range(units)
-    ]
-    ends = []
-    for span, costs in ((1, alone), (2, paired)):
-        programs = min(ceil_div(units, span), places)
-        loads = [0.0] * programs
-        for unit, count in enumerate(costs):
-            loads[unit // span % programs] += count + START
-        ends.append(max(loads))
-    return ends[1] < ends[0]
 
 
 def prepare(wish: Wish) -> Callable[..., None]:

@@ -1,6 +1,7 @@
 """Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found."""
 
 import importlib.util
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -259,10 +260,16 @@ def test_one_that_stores_what_it_rotated_is_seen(launching, tmp_path, which, lin
     assert through in launched(which, module, False, 256 if which == "wide scores" else 64)
 
 
+PARTS_OF_ATTENTION = re.compile(r"from kernels\.hopper\.(rows|units) import .*\n")  # whose flaws are its own
+
+
 def kinds_with(folder: Path, runner, which: str, flaw: tuple[str, str], asked) -> set[str]:
     """Kinds of findings of a case, with the module as a file, changed, whose kernel is the one that is taken."""
     right, wrong = flaw
-    text = Path(MODULES[which].__file__).read_text()
+    text = PARTS_OF_ATTENTION.sub(
+        lambda found: (Path(attention.__file__).parent / f"{found[1]}.py").read_text(),
+        Path(MODULES[which].__file__).read_text(),
+    )
     assert text.count(right) == 1, right
     operation = OPERATION[which]
     text = (
