@@ -58,7 +58,7 @@ def load_rows(
 
 @gluon.jit
 def rotate(x1, x2, cos, sin, COUNT: gl.constexpr, HALF: gl.constexpr):
-    """Both rotated halves, columns in order; each product is rounded as eager PyTorch rounds it."""
+    """Both rotated halves, columns in order, in arithmetic of 16 bits; a product may go into the sum unrounded."""
     return in_order(x1 * cos - x2 * sin, COUNT, HALF), in_order(x2 * cos + x1 * sin, COUNT, HALF)
 
 
