@@ -14,7 +14,7 @@ def rows_in_lanes(columns):
 
 @gluon.jit
 def rotate(x1, x2, cos, sin):
-    """Both rotated halves, in arithmetic of 16 bits, two numbers an instruction; a product may go into the sum unrounded."""
+    """Both rotated halves, in arithmetic of 16 bits; a product may go into the sum unrounded."""
     return x1 * cos - x2 * sin, x2 * cos + x1 * sin
 
 
