@@ -17,6 +17,9 @@ from kernels.layout import Ints, View
 from kernels.rotation import rotate
 from kernels.tiling import Tiles
 
+#: Heads that take turns where one of input and output has positions side by side, and the other heads.
+HEADS_TOGETHER = 8
+
 
 @triton.jit
 def row_starts(pointers, offsets, VECTOR: tl.constexpr):
@@ -30,7 +33,7 @@ def row_starts(pointers, offsets, VECTOR: tl.constexpr):
 @triton.jit
 def rotate_rows(
     x_ptr, cos_ptr, sin_ptr, out_ptr,
-    pid, rows, heads, seq, columns,
+    pid, rows, groups, group, seq, columns,
     stride_xb, stride_xh, stride_xs, stride_xd, x_half,
     stride_cs, stride_cd, stride_ss, stride_sd,
     stride_ob, stride_oh, stride_os, stride_od, out_half,
@@ -38,9 +41,10 @@ def rotate_rows(
     VECTOR: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BACK: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Rotate BLOCK_R rows of x, counted over (batch, head, position) with position fastest; BACK the other way.
+    """Rotate BLOCK_R rows of x; BACK the other way.
 
-    ``x_half`` and ``out_half`` are the offsets of the second half of a row from the first.
+    Rows are counted over (batch, group of heads, position, head of the group), the last fastest: there are ``groups``
+    of ``group`` heads each. ``x_half`` and ``out_half`` are the offsets of the second half of a row from the first.
     """
     if VECTOR:
         stride_xd = 1
@@ -50,10 +54,11 @@ def rotate_rows(
     row = pid * BLOCK_R + tl.arange(0, BLOCK_R)
     if WIDE:
         row = pid.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    s = row % seq
-    bh = row // seq
-    h = bh % heads
-    b = bh // heads
+    position = row // group
+    s = position % seq
+    several = position // seq
+    h = several % groups * group + row % group
+    b = several // groups
     x1_row = row_starts(x_ptr, (b * stride_xb + h * stride_xh + s * stride_xs)[:, None], VECTOR)
     x2_row = row_starts(x1_row, x_half, VECTOR)
     cos_row = row_starts(cos_ptr, (s * stride_cs)[:, None], VECTOR)
@@ -84,12 +89,12 @@ def rotate_rows(
 
 # A variant costs 65-100 ms of compilation on a GPU, and every stride and address could ask for one of its
 # own. So none is specialized: one flag, VECTOR, says all that makes loads wide.
-@triton.jit(do_not_specialize=range(6, 39), do_not_specialize_on_alignment=range(6))
+@triton.jit(do_not_specialize=range(6, 41), do_not_specialize_on_alignment=range(6))
 def rope_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, out_q_ptr, out_k_ptr,
     programs_q,
-    rows_q, heads_q, seq_q, columns_q,
-    rows_k, heads_k, seq_k, columns_k,
+    rows_q, groups_q, group_q, seq_q, columns_q,
+    rows_k, groups_k, group_k, seq_k, columns_k,
     stride_qb, stride_qh, stride_qs, stride_qd, q_half,
     stride_kb, stride_kh, stride_ks, stride_kd, k_half,
     stride_cs, stride_cd, stride_ss, stride_sd,
@@ -109,7 +114,7 @@ def rope_kernel(
     if pid < programs_q:
         rotate_rows(
             q_ptr, cos_ptr, sin_ptr, out_q_ptr,
-            pid, rows_q, heads_q, seq_q, columns_q,
+            pid, rows_q, groups_q, group_q, seq_q, columns_q,
             stride_qb, stride_qh, stride_qs, stride_qd, q_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_oqb, stride_oqh, stride_oqs, stride_oqd, out_q_half,
@@ -118,7 +123,7 @@ def rope_kernel(
     else:
         rotate_rows(
             k_ptr, cos_ptr, sin_ptr, out_k_ptr,
-            pid - programs_q, rows_k, heads_k, seq_k, columns_k,
+            pid - programs_q, rows_k, groups_k, group_k, seq_k, columns_k,
             stride_kb, stride_kh, stride_ks, stride_kd, k_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
@@ -158,7 +163,7 @@ class Launch(NamedTuple):
 def _last_lane(out: Ints, tile: Ints) -> Ints:
     """The largest indices (batch, head, position, column) of a launch over this output, masked lanes included.
 
-    Their addresses are computed, if never used.
+    Their addresses are computed, if never used. However heads are grouped, it is the batch alone that goes too far.
     """
     batch, heads, seq, width = out
     rows, columns = batch * heads * seq, width // 2
@@ -166,6 +171,31 @@ def _last_lane(out: Ints, tile: Ints) -> Ints:
         return (0, 0, 0, 0)
     last_row, last_column = (ceil_div(n, size) * size - 1 for n, size in zip((rows, columns), tile, strict=False))
     return last_row // (heads * seq), heads - 1, seq - 1, last_column
+
+
+def heads_together(shape: Ints, steps: Sequence[Ints], most: int) -> int:
+    """How many heads are counted before the next position, so that rows of a program lie side by side in memory.
+
+    Of a tensor whose next head is nearer than its next position that takes all heads, of one whose next position is
+    nearer it takes one. Where one is read and the other written, some of both lie side by side if several heads take
+    turns. A tensor that repeats its rows counts for neither: caches hold it.
+
+    Args:
+        shape: (batch, heads, positions, columns) of the output.
+        steps: strides of the input and the output, 0 in a dimension that is repeated.
+        most: heads where the two differ.
+
+    Returns:
+        A divisor of the heads; 1 where there is no choice.
+    """
+    _, heads, seq, _ = shape
+    if heads < 2 or seq < 2:
+        return 1
+    inner = {head < position for _, head, position, _ in steps if head and position}
+    if inner == {True, False}:
+        together = heads & -heads  # the largest power of two that divides them
+        return min(together, 1 << most.bit_length() - 1)
+    return heads if True in inner else 1
 
 
 def _is_even(steps: Ints) -> bool:
@@ -192,13 +222,14 @@ def plan_launch(
         batch, heads, seq, width = out.shape
         rows, columns, half = batch * heads * seq, width // 2, x.shape[3] // 2
         programs.append(ceil_div(rows, tiles.rows) if columns else 0)
-        sizes += [rows, heads, seq, columns]
         steps, out_steps = x.strides, out.strides
         if interleaved:  # every other column is the first of a pair, and the next one its second
             steps, out_steps = ((*form.strides[:3], 2 * form.strides[3]) for form in (x, out))
         gap, out_gap = (1, 1) if interleaved else (half, columns)
         own = broadcast_strides((*x.shape[:3], half), steps), gap * x.strides[3]
         halves += [own, (out_steps, out_gap * out.strides[3])]
+        group = heads_together(out.shape, (own[0], out_steps), min(HEADS_TOGETHER, tiles.rows))
+        sizes += [rows, heads // group, group, seq, columns]
         last = _last_lane(out.shape, tiles)
         for strides, offset in (*halves[-2:], *(((0, 0, *table), 0) for table in tables)):
             farthest = max(farthest, offset + sum(map(mul, last, strides)))
