@@ -1,15 +1,19 @@
 """Cases that the kernels for one device alone take, which drawn cases seldom fit: by hand, and by chance.
 
-    python -m tests.special [--device cuda] [--engine ttir-fma] [--count 200] [--seed 1] [--json FILE.json]
+    python -m tests.special [--device cuda] [--engine ttir-fma] [--count 200] [--seed 1] [--max-time 300]
+        [--json FILE.json]
 
-Judges ``kernels.rope_qk@special`` and ``kernels.rope_attention@special``, gradients among what is judged. Exit code 1
-if there is a finding, a case that is not judged, or on a CPU one that went another way.
+Judges ``kernels.rope_qk@special`` and ``kernels.rope_attention@special``, gradients among what is judged. Cases by hand
+come first, then those by chance, of both operations in turn: where time runs out, the report says how many there would
+have been. Exit code 1 if there is a finding, a case that the judge skips, or on a CPU one that went another way.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import random
 import sys
 import time
@@ -20,7 +24,7 @@ from typing import Any
 from fuzzrope.case import Backward, Case, TensorSpec, Values
 from fuzzrope.geometry import dense
 from fuzzrope.judge import judge
-from fuzzrope.run import Runner
+from fuzzrope.run import Runner, Zygote
 from fuzzrope.run.engines import CONTRACTING
 from fuzzrope.targets import find
 from fuzzrope.versions import versions
@@ -154,39 +158,54 @@ def share_of(text: str) -> tuple[int, int]:
     return int(which), int(count)
 
 
+def asked_for(device: str, count: int, seed: int, share: tuple[int, int]) -> list[tuple[str, Case]]:
+    """A share of all cases by name, in the order in which they are judged."""
+    part, parts = share
+    cases = list((BY_HAND | LARGE if device == "cuda" else BY_HAND).items())[part::parts]
+    for number in range(part, count, parts):
+        cases += [(f"{operation} {number}", drawn(operation, number, seed)) for operation in KERNELS]
+    return cases
+
+
 def main(arguments: list[str]) -> int:
-    """Judge all cases; 0 if all is right."""
+    """Judge all cases that there is time for; 0 if all of them are right."""
     parser = argparse.ArgumentParser(prog="python -m tests.special", description="Cases for kernels of one device.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--engine", choices=("ttir", CONTRACTING), default="ttir", help="of a CPU")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="of cases by chance for each operation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="every N-th")
+    parser.add_argument(
+        "--max-time", type=float, default=math.inf, metavar="SECONDS", help="after which no further case is begun"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
-    part, parts = options.share
-    cases = list((BY_HAND | LARGE if options.device == "cuda" else BY_HAND).items())[part::parts]
-    targets = {operation: find(f"kernels.{operation}@special") for operation in KERNELS}
-    for operation in targets:
-        numbers = range(part, options.count, parts)
-        cases += [(f"{operation} {number}", drawn(operation, number, options.seed)) for number in numbers]
-    began, counts, wrong = time.monotonic(), Counter[str](), {}
-    with Runner(next(iter(targets.values())), options.device, engine=options.engine) as runner:
-        for operation, target in targets.items():
-            runner.turn_to(target)
-            for name, asked in cases:
-                if asked.operation == operation:
-                    said = said_of(runner, asked, options.device)
-                    counts[operation] += 1
-                    counts[f"{operation}, differentiated"] += asked.backward is not None
-                    if said != "right":
-                        wrong[name] = said
-                        print(f"{name}: {said}", flush=True)
+    cases = asked_for(options.device, options.count, options.seed, options.share)
+    began, counts, wrong = time.monotonic(), Counter[str](), dict[str, str]()
+    with contextlib.ExitStack() as stack:
+        zygote = stack.enter_context(contextlib.closing(Zygote(options.device, options.engine)))
+        runners = {  # one each: a child that starts anew begins with loading kernels, and on a GPU with a context
+            operation: stack.enter_context(
+                Runner(find(f"kernels.{operation}@special"), options.device, engine=options.engine, zygote=zygote)
+            )
+            for operation in KERNELS
+        }
+        for name, asked in cases:
+            if time.monotonic() - began >= options.max_time:
+                break
+            said = said_of(runners[asked.operation], asked, options.device)
+            counts[asked.operation] += 1
+            counts[f"{asked.operation}, differentiated"] += asked.backward is not None
+            if said != "right":
+                wrong[name] = said
+                print(f"{name}: {said}", flush=True)
     report = {
-        "format": 1, "environment": versions() | {"device": options.device}, "seed": options.seed, "cases": counts,
-        "wrong": wrong, "seconds": round(time.monotonic() - began, 1),
+        "format": 1, "environment": versions() | {"device": options.device}, "seed": options.seed,
+        "asked": Counter(asked.operation for _, asked in cases), "cases": counts, "wrong": wrong,
+        "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
-    print(f"{sum(counts[name] for name in KERNELS)} cases, {len(wrong)} of them not right, {report['seconds']} s")
+    judged = sum(counts[operation] for operation in KERNELS)
+    print(f"{judged} of {len(cases)} cases, {len(wrong)} of them not right, {report['seconds']} s")
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 1 if wrong else 0

@@ -1,10 +1,12 @@
 """Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found."""
 
 import importlib.util
+import json
 import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -415,10 +417,43 @@ def test_the_command_tells_what_is_right_and_what_went_another_way(monkeypatch, 
     assert command.main(["--json", str(tmp_path / "said.json")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "not taken: another kernel was taken"
-    assert lines[1].startswith("2 cases, 1 of them not right")
-    assert '"not taken": "another kernel was taken"' in (tmp_path / "said.json").read_text()
+    assert lines[1].startswith("2 of 2 cases, 1 of them not right")
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["wrong"] == {"not taken": "another kernel was taken"}
+    assert said["asked"] == {QK: 2}
+    assert said["cases"][QK] == 2
     monkeypatch.setattr(command, "BY_HAND", {"taken": cases["taken"]})
     assert command.main(["--device", "cpu", "--count", "1"]) == 0
+
+
+@pytest.mark.parametrize(("seconds", "judged"), [(0.0, []), (1.5, [QK]), (6.0, [QK, QK, ATTENTION, QK])])
+def test_no_case_is_begun_after_the_time_that_there_is_and_both_operations_have_their_part(
+    monkeypatch, capsys, tmp_path, seconds, judged
+):
+    clock, order = [100.0], []
+
+    def said_of(runner, asked, device):
+        assert runner.target == find(f"kernels.{asked.operation}@special")
+        clock[0] += 1.5
+        order.append(asked.operation)
+        return "right"
+
+    monkeypatch.setattr(command, "said_of", said_of)
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(command, "BY_HAND", {"by hand": case(QK), "another": case(ATTENTION)})
+    file = tmp_path / "said.json"
+    assert command.main(["--count", "7", "--share", "0/2", "--max-time", str(seconds), "--json", str(file)]) == 0
+    assert order == judged
+    assert capsys.readouterr().out.startswith(f"{len(judged)} of 9 cases, 0 of them not right")
+    said = json.loads(file.read_text())
+    assert said["asked"] == {QK: 5, ATTENTION: 4}
+    assert {name: said["cases"].get(name, 0) for name in KERNELS} == {name: judged.count(name) for name in KERNELS}
+
+
+def test_cases_by_hand_come_before_those_by_chance_of_both_operations_in_turn():
+    names = [name for name, _ in command.asked_for("cuda", 5, 1, (1, 2))]
+    by_hand = [*BY_HAND, *command.LARGE][1::2]
+    assert names == [*by_hand, *(f"{operation} {n}" for n in (1, 3) for operation in (QK, ATTENTION))]
 
 
 def test_the_interpreter_of_triton_runs_none(monkeypatch):
