@@ -245,6 +245,18 @@ def make_plan(
     return Plan(call, splits, launch, join, even, special and special.prepare(wish))
 
 
+@lru_cache(maxsize=1024)
+def special_gradients(call: Call, forms: tuple[Meta, ...], device: torch.device) -> Callable[..., None] | None:
+    """What another kernel launches (:mod:`kernels.special`) for inputs, do and dlse of these forms; None where none."""
+    problem = call.problem
+    named = dict(zip(("q", "k", "v", "cos", "sin", "do", "dlse"), forms, strict=True))
+    causal, plain = problem.last < problem.keys, call.cap == 0 and problem.first < -problem.rows
+    places = multiprocessors(device, problem.pins)
+    wish = Wish(named, call.out, problem.scale, causal, problem.offset, plain, places)
+    special = special_for("attention_gradients", architecture(device), wish, problem.pins)
+    return special and special.prepare(wish)
+
+
 def plan_attention(
     tensors: dict[str, torch.Tensor],
     scale: float | None,

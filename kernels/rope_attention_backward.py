@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention_launch import NAME, Call, Plan, launch_attention
+from kernels.attention_launch import NAME, Call, Plan, launch_attention, special_gradients
+from kernels.forms import Meta
 from kernels.fused import are_even, check_programs, dot_precision, is_wide, strides_of, work_dtype
 from kernels.fused_backward import TableSums, differentiable_once, store_key_gradients, store_query_gradients
 from kernels.launch import TL_DTYPES, ceil_div, enqueue, resolved, start_even
@@ -266,9 +267,14 @@ def gradients(
     )
     operands = resolved(q, k, v, cos, sin)
     do, dlse = o if do is None else do.resolve_neg(), dlse.resolve_neg()
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    if used and not (needs[3] or needs[4]):
+        special = special_gradients(call, tuple(Meta.of(x) for x in (*operands, do, dlse)), q.device)
+        if special is not None and start_even((*operands, do)):
+            special(*operands, o, lse, do, dlse, dq, dk, dv, needs[1] or needs[2])
+            return [x if need else None for x, need in zip((dq, dk, dv, None, None), needs, strict=True)]
     grad = work_dtype(call.out)
     delta = torch.empty(lse.shape, dtype=grad, device=q.device)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     sums = TableSums(problem, needs[3] or needs[4], q)
     steps = [strides_of(x) for x in (q, k, v)]
     do_steps, dlse_steps = strides_of(do), strides_of(dlse)

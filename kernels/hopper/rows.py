@@ -37,21 +37,41 @@ def load_queries(q_ptr, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s
 
 
 @gluon.jit
-def store_rows(o, to, start, rows, q1, q2, HALF: gl.constexpr, WIDTH_V: gl.constexpr):
-    """A group's rows of o; if they fit, by way of the memory of rotated q, so that sixteen bytes are stored at once."""
-    FITS: gl.constexpr = WIDTH_V == 2 * HALF
-    LAYOUT: gl.constexpr = rows_in_lanes(HALF) if FITS else o.type.layout
-    if FITS:
-        first, second = gl.split(o.reshape((ROWS, 2, HALF)).permute((0, 2, 1)))
-        q1.store(first)
-        q2.store(second)
+def load_half(x_ptr, at, HALF: gl.constexpr):
+    """The first half of rows that start at multiples of 16 bytes, ``at`` elements from the pointer."""
+    d = gl.arange(0, HALF, layout=gl.SliceLayout(0, rows_in_lanes(HALF)))[None, :]
+    return gl.load(gl.multiple_of(x_ptr + at[:, None], (16, 16)) + d)
+
+
+@gluon.jit
+def load_halves(x_ptr, at, HALF: gl.constexpr):
+    """Both halves of such rows."""
+    return load_half(x_ptr, at, HALF), load_half(x_ptr + HALF, at, HALF)
+
+
+@gluon.jit
+def store_halves(first, second, to, start, rows, room1, room2, HALF: gl.constexpr):
+    """Both halves of a group's rows by way of shared memory, so that sixteen bytes are stored at once."""
+    LAYOUT: gl.constexpr = rows_in_lanes(HALF)
+    room1.store(first)
+    room2.store(second)
     i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    d = gl.arange(0, HALF if FITS else WIDTH_V, layout=gl.SliceLayout(0, LAYOUT))[None, :]
-    at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
-    there = gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8))
-    if FITS:
-        first, second = q1.load(LAYOUT), q2.load(LAYOUT)
-        gl.store(at, first, mask=there)
-        gl.store(at + HALF, second, mask=there)
+    d = gl.arange(0, HALF, layout=gl.SliceLayout(0, LAYOUT))[None, :]
+    at = gl.multiple_of(to + (i.to(gl.int64) * (2 * HALF))[:, None], (16, 16)) + d
+    there = gl.max_constancy((i < rows)[:, None] & (d < HALF), (1, 8))
+    first, second = room1.load(LAYOUT), room2.load(LAYOUT)
+    gl.store(at, first, mask=there)
+    gl.store(at + HALF, second, mask=there)
+
+
+@gluon.jit
+def store_rows(o, to, start, rows, q1, q2, HALF: gl.constexpr, WIDTH_V: gl.constexpr):
+    """A group's rows of o; if they fit, by way of the memory of rotated q."""
+    if WIDTH_V == 2 * HALF:
+        first, second = gl.split(o.reshape((ROWS, 2, HALF)).permute((0, 2, 1)))
+        store_halves(first, second, to, start, rows, q1, q2, HALF)
     else:
-        gl.store(at, o, mask=there)
+        i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, o.type.layout))
+        d = gl.arange(0, WIDTH_V, layout=gl.SliceLayout(0, o.type.layout))[None, :]
+        at = gl.multiple_of(to + (i.to(gl.int64) * WIDTH_V)[:, None], (16, 16)) + d
+        gl.store(at, o, mask=gl.max_constancy((i < rows)[:, None] & (d < WIDTH_V), (1, 8)))

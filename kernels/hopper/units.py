@@ -1,5 +1,7 @@
 """Which rows of which head a program of attention takes, one unit after the other, and the keys they see."""
 
+from collections.abc import Sequence
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -45,12 +47,12 @@ def tiles_seen(wish: Wish, blocks: int) -> list[int]:
     return [min(most, ceil_div((block + 1) * 2 * ROWS.value + wish.q_offset, KEYS.value)) for block in range(blocks)]
 
 
-def pairs_are_quicker(units: int, counts: list[int], places: int) -> bool:
+def pairs_are_quicker(units: int, counts: Sequence[float], places: int) -> bool:
     """Whether programs that take causal units in pairs end earlier than if each took one after the other.
 
     Args:
         units: of all heads.
-        counts: tiles of keys that each unit of a head sees.
+        counts: tiles of keys that each unit of a head sees, the fewest first.
         places: multiprocessors.
     """
     if units > MANY * places:

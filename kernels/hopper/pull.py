@@ -1,0 +1,198 @@
+"""Gradients of the rows that a program of :mod:`kernels.hopper.attention_backward` owns: one group of four warps."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from kernels.hopper.rows import load_half, load_halves, rotate, rows_in_lanes, store_halves
+from kernels.hopper.streams import TILE, X_STAGES, Y_STAGES, place_of, steps_of, unit_of
+from kernels.hopper.units import ROWS
+from kernels.softmax import LOG2_E, finite_or_zero
+
+
+@gluon.jit
+def turned_back(g1, g2, cos, sin):
+    """Both halves of gradients of rotated rows."""
+    return g1 * cos + g2 * sin, g2 * cos - g1 * sin
+
+
+@gluon.jit
+def seen_of(numbers, limit, others, row, S: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr):
+    """Which rows of a tile that begins at ``row`` meet each own row: those below its limit, or, for keys, from it on.
+
+    Numbers of columns come from shared memory, or they would take registers all along.
+    """
+    column = numbers.load(gl.SliceLayout(0, S))[None, :]
+    seen = column < (limit - row)[:, None]
+    if OF_KEYS:
+        seen = column < others - row
+        if CAUSAL:
+            seen &= column >= (limit - row)[:, None]
+    return seen
+
+
+@gluon.jit
+def load_own(tensors, head, start, rows, placed, places, heads, HALF: gl.constexpr):
+    """Own rows of x and y, both halves, and rows of the tables; where there are no more, the last one again."""
+    x_ptr, y_ptr, cos_ptr, sin_ptr = tensors
+    x_b, x_h, x_s, y_b, y_h, y_s, cos_s, sin_s = places
+    b, h = head // heads, head % heads
+    x_ptr += b.to(gl.int64) * x_b + h.to(gl.int64) * x_h
+    y_ptr += b.to(gl.int64) * y_b + h.to(gl.int64) * y_h
+    i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows_in_lanes(HALF))), rows - 1).to(gl.int64)
+    x1, x2 = load_halves(x_ptr, i * x_s, HALF)
+    cos = load_half(cos_ptr, (i + placed) * cos_s, HALF)
+    sin = load_half(sin_ptr, (i + placed) * sin_s, HALF)
+    y1, y2 = load_halves(y_ptr, i * y_s, HALF)
+    return x1, x2, cos, sin, y1, y2
+
+
+@gluon.jit
+def load_sums(from_o, head, start, rows, heads, HALF: gl.constexpr):
+    """Own rows of o, both halves, of lse, and of its gradient."""
+    o_ptr, lse_ptr, dlse_ptr, _sums, dlse_b, dlse_h, dlse_s = from_o
+    i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows_in_lanes(HALF))), rows - 1).to(gl.int64)
+    before = head.to(gl.int64) * rows
+    o1, o2 = load_halves(o_ptr + before * (2 * HALF), i * (2 * HALF), HALF)
+    of_head = dlse_ptr + (head // heads).to(gl.int64) * dlse_b + (head % heads).to(gl.int64) * dlse_h
+    return o1, o2, gl.load(lse_ptr + before + i), gl.load(of_head + i * dlse_s)
+
+
+@gluon.jit
+def pull(
+    given, own,
+    WHICH: gl.constexpr, HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
+):  # fmt: skip
+    """Gradients of one group's own rows, from all rows that stream by; one unit after the other."""
+    tensors, from_o, made, x_rings, y_rings, sums, work, places, scale = given
+    sums_ptr = from_o[3]
+    dx_ptr, dy_ptr = made
+    x1, x2, y1, y2, cos_room, sin_room = own
+    ring, full, room = x_rings
+    y_ring, y_full, y_room = y_rings
+    pairs, known, numbers = sums
+    mine, heads, _, rows, others, offset = work
+    WIDTH: gl.constexpr = 2 * HALF
+    DOT: gl.constexpr = ring.dtype
+    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    DX: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    LEFT_S: gl.constexpr = gl.DotOperandLayout(0, S, 2)
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, DX, 2)
+    placed = offset * 0 if OF_KEYS else offset
+    padded = gl.cdiv(rows, 2 * ROWS) * (2 * ROWS)
+    units = (scale * LOG2_E).to(gl.float32)
+    lanes = gl.arange(0, ROWS, layout=gl.SliceLayout(1, S))
+    at = mine * 0
+    head, start, front, each = unit_of(0, work, CAUSAL, OF_KEYS, SPAN)
+    start += WHICH * ROWS
+    a1, a2, cos, sin, b1, b2 = load_own(tensors, head, start, rows, placed, places, heads, HALF)
+    if not OF_KEYS:
+        o1, o2, lse, dlse = load_sums(from_o, head, start, rows, heads, HALF)
+    for turn in range(mine):
+        r = start + lanes
+        if OF_KEYS:
+            limit = (gl.maximum(r - offset, 0) if CAUSAL else r).to(gl.int32)
+            whole_from = (gl.maximum(start + ROWS - 1 - offset, 0) if CAUSAL else offset * 0).to(gl.int32)
+            whole_to = others
+        else:
+            i = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows_in_lanes(HALF)))
+            limit = (gl.minimum(r + offset + 1, others) if CAUSAL else r * 0 + others.to(gl.int64)).to(gl.int32)
+            whole_from = start * 0
+            whole_to = (gl.minimum(start + offset + 1, others) if CAUSAL else others.to(gl.int64)).to(gl.int32)
+        a1, a2 = rotate(a1, a2, cos, sin)
+        cos_room.store(cos)
+        sin_room.store(sin)
+        x1.store(a1)
+        x2.store(a2)
+        y1.store(b1)
+        y2.store(b2)
+        fence_async_shared()
+        if not OF_KEYS:
+            delta = gl.sum(b1.to(gl.float32) * o1.to(gl.float32) + b2.to(gl.float32) * o2.to(gl.float32), 1) - dlse
+            level = finite_or_zero(lse) * LOG2_E
+            of_rows = sums_ptr + head.to(gl.int64) * 2 * padded + i
+            gl.store(of_rows, level)
+            gl.store(of_rows + padded, delta)
+            level = gl.convert_layout(level, gl.SliceLayout(1, S))
+            delta = gl.convert_layout(delta, gl.SliceLayout(1, S))
+        a1 = x1.load(LEFT_S)
+        a2 = x2.load(LEFT_S)
+        g1 = gl.zeros([ROWS, HALF], gl.float32, DX)
+        g2 = gl.zeros([ROWS, HALF], gl.float32, DX)
+        h1 = gl.zeros([ROWS, HALF], gl.float32, DX)
+        h2 = gl.zeros([ROWS, HALF], gl.float32, DX)
+        tile = each * 0
+        for step in range(steps_of(each, work, OF_KEYS)):
+            row = (front + tile) * TILE
+            tile = gl.where(tile + 1 == each, 0, tile + 1)
+            place, parity = place_of(at + step, X_STAGES)
+            y_place, y_parity = place_of(at + step, Y_STAGES)
+            first = ring.index(2 * place).reshape((TILE, HALF))
+            second = ring.index(2 * place + 1).reshape((TILE, HALF))
+            third = y_ring.index(2 * y_place).reshape((TILE, HALF))
+            fourth = y_ring.index(2 * y_place + 1).reshape((TILE, HALF))
+            mbarrier.wait(full.index(place), parity)
+            mbarrier.wait(y_full.index(y_place), y_parity)
+            s = gl.zeros([ROWS, TILE], gl.float32, S)
+            if OF_KEYS:
+                s = warpgroup_mma(x2, second.permute((1, 0)), s, use_acc=False, is_async=True)
+                s = warpgroup_mma(x1, first.permute((1, 0)), s, is_async=True)
+            else:
+                s = warpgroup_mma(a2, second.permute((1, 0)), s, use_acc=False, is_async=True)
+                s = warpgroup_mma(a1, first.permute((1, 0)), s, is_async=True)
+            dp = gl.zeros([ROWS, TILE], gl.float32, S)
+            dp = warpgroup_mma(y1, third.permute((1, 0)), dp, use_acc=False, is_async=True)
+            dp = warpgroup_mma(y2, fourth.permute((1, 0)), dp, is_async=True)
+            if OF_KEYS:
+                mbarrier.wait(known.index(y_place), y_parity)
+            if OF_KEYS:
+                s = warpgroup_mma_wait(2, deps=[s])
+            else:
+                s, a1, a2 = warpgroup_mma_wait(2, deps=[s, a1, a2])
+            if OF_KEYS:
+                p = gl.exp2(s * units - pairs.index(2 * y_place).load(gl.SliceLayout(0, S))[None, :])
+            else:
+                p = gl.exp2(s * units - level[:, None])
+            at_edge = (row < whole_from) | (row + TILE > whole_to)
+            if at_edge:
+                p = gl.where(seen_of(numbers, limit, others, row, S, CAUSAL, OF_KEYS), p, 0.0)
+            if OF_KEYS:
+                left_y = gl.convert_layout(p.to(DOT), LEFT)
+                h1 = warpgroup_mma(left_y, third, h1, is_async=True)
+                h2 = warpgroup_mma(left_y, fourth, h2, is_async=True)
+                dp = warpgroup_mma_wait(2, deps=[dp])
+                ds = p * (dp - pairs.index(2 * y_place + 1).load(gl.SliceLayout(0, S))[None, :])
+            else:
+                dp = warpgroup_mma_wait(0, deps=[dp])
+                ds = p * (dp - delta[:, None])
+            if at_edge:
+                ds = gl.where(seen_of(numbers, limit, others, row, S, CAUSAL, OF_KEYS), ds, 0.0)
+            left = gl.convert_layout(ds.to(DOT), LEFT)
+            g2 = warpgroup_mma(left, second, g2, is_async=True)
+            g1 = warpgroup_mma(left, first, g1, is_async=True)
+            if OF_KEYS:
+                g1, g2, h1, h2, left, left_y = warpgroup_mma_wait(0, deps=[g1, g2, h1, h2, left, left_y])
+            else:
+                g1, g2, left = warpgroup_mma_wait(0, deps=[g1, g2, left])
+            mbarrier.arrive(y_room.index(y_place), count=1)
+            mbarrier.arrive(room.index(place), count=1)
+        at += steps_of(each, work, OF_KEYS)
+
+        before = head.to(gl.int64) * rows * WIDTH
+        if OF_KEYS:
+            store_halves(h1.to(DOT), h2.to(DOT), dy_ptr + before, start, rows, x1, x2, HALF)
+        factor = scale.to(gl.float32)
+        cos, sin = cos_room.load(DX).to(gl.float32), sin_room.load(DX).to(gl.float32)
+        g1, g2 = turned_back(g1 * factor, g2 * factor, cos, sin)
+        old_start = start
+        head, start, front, each = unit_of(gl.minimum(turn + 1, mine - 1), work, CAUSAL, OF_KEYS, SPAN)
+        start += WHICH * ROWS
+        a1, a2, cos, sin, b1, b2 = load_own(tensors, head, start, rows, placed, places, heads, HALF)
+        if not OF_KEYS:
+            o1, o2, lse, dlse = load_sums(from_o, head, start, rows, heads, HALF)
+        store_halves(g1.to(DOT), g2.to(DOT), dx_ptr + before, old_start, rows, x1, x2, HALF)
