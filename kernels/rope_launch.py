@@ -17,8 +17,8 @@ from kernels.layout import Ints, View
 from kernels.rotation import rotate
 from kernels.tiling import Tiles
 
-#: Heads that take turns where one of input and output has positions side by side, and the other heads.
-HEADS_TOGETHER = 8
+#: Neighbouring positions before the next head, where one of input and output has positions nearer, and the other heads.
+POSITIONS_TOGETHER = 16
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def row_starts(pointers, offsets, VECTOR: tl.constexpr):
 @triton.jit
 def rotate_rows(
     x_ptr, cos_ptr, sin_ptr, out_ptr,
-    pid, rows, groups, group, seq, columns,
+    pid, rows, run, heads, runs, columns,
     stride_xb, stride_xh, stride_xs, stride_xd, x_half,
     stride_cs, stride_cd, stride_ss, stride_sd,
     stride_ob, stride_oh, stride_os, stride_od, out_half,
@@ -43,8 +43,8 @@ def rotate_rows(
 ):  # fmt: skip
     """Rotate BLOCK_R rows of x; BACK the other way.
 
-    Rows are counted over (batch, group of heads, position, head of the group), the last fastest: there are ``groups``
-    of ``group`` heads each. ``x_half`` and ``out_half`` are the offsets of the second half of a row from the first.
+    Rows are counted over (batch, run of positions, head, position of the run), the last fastest: there are ``runs`` of
+    ``run`` positions each. ``x_half`` and ``out_half`` are the offsets of the second half of a row from the first.
     """
     if VECTOR:
         stride_xd = 1
@@ -54,11 +54,11 @@ def rotate_rows(
     row = pid * BLOCK_R + tl.arange(0, BLOCK_R)
     if WIDE:
         row = pid.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    position = row // group
-    s = position % seq
-    several = position // seq
-    h = several % groups * group + row % group
-    b = several // groups
+    run_of_head = row // run
+    h = run_of_head % heads
+    run_of_all = run_of_head // heads
+    s = run_of_all % runs * run + row % run
+    b = run_of_all // runs
     x1_row = row_starts(x_ptr, (b * stride_xb + h * stride_xh + s * stride_xs)[:, None], VECTOR)
     x2_row = row_starts(x1_row, x_half, VECTOR)
     cos_row = row_starts(cos_ptr, (s * stride_cs)[:, None], VECTOR)
@@ -93,8 +93,8 @@ def rotate_rows(
 def rope_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, out_q_ptr, out_k_ptr,
     programs_q,
-    rows_q, groups_q, group_q, seq_q, columns_q,
-    rows_k, groups_k, group_k, seq_k, columns_k,
+    rows_q, run_q, heads_q, runs_q, columns_q,
+    rows_k, run_k, heads_k, runs_k, columns_k,
     stride_qb, stride_qh, stride_qs, stride_qd, q_half,
     stride_kb, stride_kh, stride_ks, stride_kd, k_half,
     stride_cs, stride_cd, stride_ss, stride_sd,
@@ -114,7 +114,7 @@ def rope_kernel(
     if pid < programs_q:
         rotate_rows(
             q_ptr, cos_ptr, sin_ptr, out_q_ptr,
-            pid, rows_q, groups_q, group_q, seq_q, columns_q,
+            pid, rows_q, run_q, heads_q, runs_q, columns_q,
             stride_qb, stride_qh, stride_qs, stride_qd, q_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_oqb, stride_oqh, stride_oqs, stride_oqd, out_q_half,
@@ -123,7 +123,7 @@ def rope_kernel(
     else:
         rotate_rows(
             k_ptr, cos_ptr, sin_ptr, out_k_ptr,
-            pid - programs_q, rows_k, groups_k, group_k, seq_k, columns_k,
+            pid - programs_q, rows_k, run_k, heads_k, runs_k, columns_k,
             stride_kb, stride_kh, stride_ks, stride_kd, k_half,
             stride_cs, stride_cd, stride_ss, stride_sd,
             stride_okb, stride_okh, stride_oks, stride_okd, out_k_half,
@@ -163,7 +163,8 @@ class Launch(NamedTuple):
 def _last_lane(out: Ints, tile: Ints) -> Ints:
     """The largest indices (batch, head, position, column) of a launch over this output, masked lanes included.
 
-    Their addresses are computed, if never used. However heads are grouped, it is the batch alone that goes too far.
+    Their addresses are computed, if never used. However long a run of positions is, it is the batch alone that goes
+    too far.
     """
     batch, heads, seq, width = out
     rows, columns = batch * heads * seq, width // 2
@@ -173,29 +174,30 @@ def _last_lane(out: Ints, tile: Ints) -> Ints:
     return last_row // (heads * seq), heads - 1, seq - 1, last_column
 
 
-def heads_together(shape: Ints, steps: Sequence[Ints], most: int) -> int:
-    """How many heads are counted before the next position, so that rows of a program lie side by side in memory.
+def positions_together(shape: Ints, steps: Sequence[Ints], most: int) -> int:
+    """How many positions of a head are counted before the next head: programs in a row are to work on near memory.
 
-    Of a tensor whose next head is nearer than its next position that takes all heads, of one whose next position is
-    nearer it takes one. Where one is read and the other written, some of both lie side by side if several heads take
-    turns. A tensor that repeats its rows counts for neither: caches hold it.
+    They run at the same time. Of a tensor whose next position is nearer than its next head all positions of a head come
+    first, of one whose next head is nearer all heads of a position. Where one is read and the other written, some
+    positions of all heads come first: they lie side by side in the one, and in runs that are as long in the other. A
+    tensor that repeats its rows counts for neither: caches hold it.
 
     Args:
         shape: (batch, heads, positions, columns) of the output.
         steps: strides of the input and the output, 0 in a dimension that is repeated.
-        most: heads where the two differ.
+        most: positions where the two differ; at least 1.
 
     Returns:
-        A divisor of the heads; 1 where there is no choice.
+        A divisor of the positions: all of them where there is no choice.
     """
     _, heads, seq, _ = shape
     if heads < 2 or seq < 2:
-        return 1
+        return max(seq, 1)
     inner = {head < position for _, head, position, _ in steps if head and position}
     if inner == {True, False}:
-        together = heads & -heads  # the largest power of two that divides them
+        together = seq & -seq  # the largest power of two that divides them
         return min(together, 1 << most.bit_length() - 1)
-    return heads if True in inner else 1
+    return 1 if True in inner else seq
 
 
 def _is_even(steps: Ints) -> bool:
@@ -228,8 +230,8 @@ def plan_launch(
         gap, out_gap = (1, 1) if interleaved else (half, columns)
         own = broadcast_strides((*x.shape[:3], half), steps), gap * x.strides[3]
         halves += [own, (out_steps, out_gap * out.strides[3])]
-        group = heads_together(out.shape, (own[0], out_steps), min(HEADS_TOGETHER, tiles.rows))
-        sizes += [rows, heads // group, group, seq, columns]
+        run = positions_together(out.shape, (own[0], out_steps), POSITIONS_TOGETHER)
+        sizes += [rows, run, heads, seq // run, columns]
         last = _last_lane(out.shape, tiles)
         for strides, offset in (*halves[-2:], *(((0, 0, *table), 0) for table in tables)):
             farthest = max(farthest, offset + sum(map(mul, last, strides)))

@@ -390,12 +390,14 @@ def plan_for_q(shape: Shape, strides: Shape, table_row: int = 2) -> tuple[bool, 
     last_column = -(-columns // columns_block) * columns_block - 1
     spread = [0 if n == 1 else s for n, s in zip((*shape[:3], half), strides, strict=True)]
     farthest = 0
-    _, _, groups, group, *_ = plan.launch.prepared.numbers
-    assert groups * group == heads
+    _, _, run, counted, runs, *_ = plan.launch.prepared.numbers
+    assert (run * runs, counted) == (seq, heads)
     for row in range(max(last_row - 4 * rows_block, 0), last_row + 1):
-        s, several = row // group % seq, row // group // seq
-        h = several % groups * group + row % group
-        offset = (several // groups) * spread[0] + h * spread[1] + s * spread[2]
+        b, within = divmod(row, heads * seq)
+        block, within = divmod(within, run * heads)
+        h, within = divmod(within, run)
+        s = block * run + within
+        offset = b * spread[0] + h * spread[1] + s * spread[2]
         farthest = max(farthest, offset + half * strides[3] + last_column * spread[3], s * table_row + last_column)
     reach = max(
         sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if n > 1), (seq - 1) * table_row + half - 1
