@@ -18,7 +18,7 @@ from kernels.rotation import rotate
 from kernels.tiling import Tiles
 
 #: Neighbouring positions before the next head, where one of input and output has positions nearer, and the other heads.
-POSITIONS_TOGETHER = 16
+POSITIONS_TOGETHER = 4
 
 
 @triton.jit

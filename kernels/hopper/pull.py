@@ -88,12 +88,13 @@ def pull(
     units = (scale * LOG2_E).to(gl.float32)
     lanes = gl.arange(0, ROWS, layout=gl.SliceLayout(1, S))
     at = mine * 0
-    head, start, front, each = unit_of(0, work, CAUSAL, OF_KEYS, SPAN)
-    start += WHICH * ROWS
-    a1, a2, cos, sin, b1, b2 = load_own(tensors, head, start, rows, placed, places, heads, HALF)
-    if not OF_KEYS:
-        o1, o2, lse, dlse = load_sums(from_o, head, start, rows, heads, HALF)
     for turn in range(mine):
+        # Nothing is loaded ahead for the next unit: code that is there twice costs more than the wait.
+        head, start, front, each = unit_of(turn, work, CAUSAL, OF_KEYS, SPAN)
+        start += WHICH * ROWS
+        a1, a2, cos, sin, b1, b2 = load_own(tensors, head, start, rows, placed, places, heads, HALF)
+        if not OF_KEYS:
+            o1, o2, lse, dlse = load_sums(from_o, head, start, rows, heads, HALF)
         r = start + lanes
         if OF_KEYS:
             limit = (gl.maximum(r - offset, 0) if CAUSAL else r).to(gl.int32)
@@ -189,10 +190,4 @@ def pull(
         factor = scale.to(gl.float32)
         cos, sin = cos_room.load(DX).to(gl.float32), sin_room.load(DX).to(gl.float32)
         g1, g2 = turned_back(g1 * factor, g2 * factor, cos, sin)
-        old_start = start
-        head, start, front, each = unit_of(gl.minimum(turn + 1, mine - 1), work, CAUSAL, OF_KEYS, SPAN)
-        start += WHICH * ROWS
-        a1, a2, cos, sin, b1, b2 = load_own(tensors, head, start, rows, placed, places, heads, HALF)
-        if not OF_KEYS:
-            o1, o2, lse, dlse = load_sums(from_o, head, start, rows, heads, HALF)
-        store_halves(g1.to(DOT), g2.to(DOT), dx_ptr + before, old_start, rows, x1, x2, HALF)
+        store_halves(g1.to(DOT), g2.to(DOT), dx_ptr + before, start, rows, x1, x2, HALF)
