@@ -162,7 +162,7 @@ def attend(
 ):  # fmt: skip
     """One group's rows of q against all tiles of keys, with the softmax carried along; one unit after the other."""
     q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr = tensors
-    k_ring, full, k_room, v_ring, v_full, v_room = rings
+    k_ring, full, k_room, v_ring, v_full, v_room, numbers = rings
     mine, heads, _, rows, keys, offset = work
     q_b, q_h, q_s, cos_s, sin_s = places
     DOT: gl.constexpr = k_ring.dtype
@@ -170,7 +170,6 @@ def attend(
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH_V, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     units = gl.maximum(gl.abs(scale) * LOG2_E, LEAST).to(gl.float32)
-    n = gl.arange(0, KEYS, layout=gl.SliceLayout(0, S))
     head, start, count = unit_of(0, rows, keys, offset, CAUSAL, SPAN)
     start += WHICH * ROWS
     q = queries_of(q_ptr, head, heads, q_b, q_h)
@@ -199,32 +198,32 @@ def attend(
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_room.index(place), count=1)
         if seen < KEYS:
-            s = gl.where(n[None, :] < high[:, None], s, -float("inf"))
+            s = gl.where(numbers.load(gl.SliceLayout(0, S))[None, :] < high[:, None], s, -float("inf"))
         total = gl.zeros([ROWS, PARTS], gl.float32, gl.SliceLayout(1, in_parts(s).type.layout))
         nowhere = gl.full([ROWS, PARTS], rows, gl.int32, total.type.layout)
         p, alpha, top, total = weigh(s, top, total, units)
         left = gl.convert_layout(p.to(DOT), LEFT)
         whole = gl.maximum(gl.minimum(seen // KEYS, count), 1)
-        for EDGES in gl.static_range(2):
-            for tile in range(whole if EDGES else 1, count if EDGES else whole):
-                place, parity = place_of(step + tile, K_STAGES)
-                v_place, v_parity = place_of(step + tile - 1, V_STAGES)
-                mbarrier.wait(full.index(place), parity)
-                mbarrier.wait(v_full.index(v_place), v_parity)
-                s = multiply_keys(q1, q2, k_ring, place, HALF, S)
-                o = warpgroup_mma(left, v_ring.index(v_place).reshape((KEYS, WIDTH_V)), o, is_async=True)
-                s = warpgroup_mma_wait(1, deps=[s])
-                mbarrier.arrive(k_room.index(place), count=1)
-                if EDGES:
-                    s = gl.where((tile * KEYS + n)[None, :] < high[:, None], s, -float("inf"))
-                p, alpha, top, total = weigh(s, top, total, units)
-                # Weights are made while the tensor cores add up values. The compiler would wait for these before it
-                # makes them, but for a store that needs them; it never happens, which the compiler does not know.
-                gl.store(lse_ptr + nowhere, total, mask=nowhere < 0)
-                o, left, p = warpgroup_mma_wait(0, deps=[o, left, p])
-                mbarrier.arrive(v_room.index(v_place), count=1)
-                o = o * gl.convert_layout(alpha, gl.SliceLayout(1, OUT))[:, None]
-                left = gl.convert_layout(p.to(DOT), LEFT)
+        for tile in range(1, count):
+            place, parity = place_of(step + tile, K_STAGES)
+            v_place, v_parity = place_of(step + tile - 1, V_STAGES)
+            mbarrier.wait(full.index(place), parity)
+            mbarrier.wait(v_full.index(v_place), v_parity)
+            s = multiply_keys(q1, q2, k_ring, place, HALF, S)
+            o = warpgroup_mma(left, v_ring.index(v_place).reshape((KEYS, WIDTH_V)), o, is_async=True)
+            s = warpgroup_mma_wait(1, deps=[s])
+            mbarrier.arrive(k_room.index(place), count=1)
+            if tile >= whole:
+                column = numbers.load(gl.SliceLayout(0, S))[None, :]
+                s = gl.where(column < (high - tile * KEYS)[:, None], s, -float("inf"))
+            p, alpha, top, total = weigh(s, top, total, units)
+            # Weights are made while the tensor cores add up values. The compiler would wait for these before it
+            # makes them, but for a store that needs them; it never happens, which the compiler does not know.
+            gl.store(lse_ptr + nowhere, total, mask=nowhere < 0)
+            o, left, p = warpgroup_mma_wait(0, deps=[o, left, p])
+            mbarrier.arrive(v_room.index(v_place), count=1)
+            o = o * gl.convert_layout(alpha, gl.SliceLayout(1, OUT))[:, None]
+            left = gl.convert_layout(p.to(DOT), LEFT)
         step += count
         place, parity = place_of(step - 1, V_STAGES)
         mbarrier.wait(v_full.index(place), parity)
@@ -275,7 +274,9 @@ def hopper_attention_kernel(
         mbarrier.init(t_room.index(place), count=1)
     work = (turns_of(units, SPAN), heads, group, rows, keys, offset)
     places = (q_b, q_h, q_s, cos_s, sin_s)
-    rings = (k_ring, full, k_room, v_ring, v_full, v_room)
+    numbers = gl.allocate_shared_memory(gl.int32, [KEYS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    numbers.store(gl.arange(0, KEYS, layout=gl.BlockedLayout([1], [32], [4], [0])))
+    rings = (k_ring, full, k_room, v_ring, v_full, v_room, numbers)
     tables = (t_ring, t_full, t_room)
     tensors = (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr)
     q1, q2, q3, q4 = turned.index(0), turned.index(1), turned.index(2), turned.index(3)

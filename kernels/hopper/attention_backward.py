@@ -121,10 +121,11 @@ def serves(wish: Wish) -> bool:
 
 
 def pays(wish: Wish) -> bool:
-    """Whether they are quicker than the portable kernels: enough programs of each, which begin slowly."""
+    """Whether they are quicker than the portable kernels: blocks that are full, and enough of them for each launch."""
     (batch, heads, rows, _), (_, heads_k, keys, _) = wish.forms["q"].shape, wish.forms["k"].shape
     own = 2 * ROWS.value
-    return min(ceil_div(rows, own) * heads, ceil_div(keys, own) * heads_k) * batch >= ENOUGH_BLOCKS
+    blocks = min(ceil_div(rows, own) * heads, ceil_div(keys, own) * heads_k) * batch
+    return min(rows, keys) >= own and blocks >= ENOUGH_BLOCKS
 
 
 def tiles_met(wish: Wish, of_keys: bool) -> list[float]:
