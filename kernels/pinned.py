@@ -5,6 +5,7 @@ Every attribute ``NAME@WHICH`` is a function of this module that is called like 
 ``qk=64x128x8x2`` (rows, keys, warps, stages, and steps where there are five), joined by commas.
 ``any`` takes another of the tiles that can be shipped for each form of a call: half of the calls run as shipped, the
 others take one by a checksum of shapes, strides, dtypes and options, so that the same call always has the same.
+``special`` chooses so where several of these kernels can run.
 """
 
 from __future__ import annotations
@@ -60,20 +61,28 @@ def _form(x: Any) -> Any:
     return (tuple(x.shape), x.stride(), str(x.dtype)) if isinstance(x, torch.Tensor) else x
 
 
+def checksum(arguments: tuple[Any, ...], options: dict[str, Any]) -> int:
+    """A number of 32 bits, the same for calls of the same form."""
+    form = [_form(x) for x in arguments], sorted((name, repr(_form(x))) for name, x in options.items())
+    return zlib.crc32(repr(form).encode())
+
+
 def drawn(arguments: tuple[Any, ...], options: dict[str, Any]) -> Pins:
     """What a call of this form has under ``any``."""
-    form = [_form(x) for x in arguments], sorted((name, repr(_form(x))) for name, x in options.items())
-    half, number = zlib.crc32(repr(form).encode()) & 1, zlib.crc32(repr(form).encode()) >> 1
-    return SHIPPED if half else Pins(number=number)
+    number = checksum(arguments, options)
+    return SHIPPED if number & 1 else Pins(number=number >> 1)
 
 
 def pinned(name: str, which: str) -> Callable[..., Any]:
     """A function of ``CALLS`` with ``any``, ``special`` or certain tiles; raises ValueError for what is none."""
     call = CALLS[name]
-    fixed = None if which == "any" else Pins(special=True) if which == "special" else parse(which)
+    fixed = None if which in ("any", "special") else parse(which)
 
     def with_tiles(*arguments: Any, **options: Any) -> Any:
-        return call(*arguments, pins=drawn(arguments, options) if fixed is None else fixed, **options)
+        pins = fixed or drawn(arguments, options)
+        if which == "special":
+            pins = Pins(number=checksum(arguments, options), special=True)
+        return call(*arguments, pins=pins, **options)
 
     return with_tiles
 

@@ -58,13 +58,14 @@ SPECIAL: dict[str, list[Special]] = {}  # by what they stand for
 
 
 def special_for(name: str, architecture: int, wish: Wish, pins: Pins) -> Special | None:
-    """The kernel that takes a call instead; none where tiles are pinned, and any that can where those are asked for.
+    """The kernel that takes a call instead: the first that serves and pays.
 
-    Triton's interpreter runs none.
+    None where tiles are pinned; where these kernels are asked for, of those that serve the first, or the ``number``-th,
+    round and round. Triton's interpreter runs none.
     """
     if INTERPRETED or (pins != SHIPPED and not pins.special):
         return None
-    for one in SPECIAL.get(name, ()):
-        if one.architecture == architecture and one.serves(wish) and (pins.special or one.pays(wish)):
-            return one
-    return None
+    serving = [one for one in SPECIAL.get(name, ()) if one.architecture == architecture and one.serves(wish)]
+    if pins.special and serving:
+        return serving[max(pins.number, 0) % len(serving)]
+    return next((one for one in serving if one.pays(wish)), None)

@@ -88,9 +88,9 @@ def hopper_gradient_kernel(
         [
             (pull, (given, of_first, 0, HALF, CAUSAL, OF_KEYS, SPAN)),
             (pull, (given, of_second, 1, HALF, CAUSAL, OF_KEYS, SPAN)),
-            (turn_x, (x_rings, t_rings, work, HALF, CAUSAL, OF_KEYS, SPAN)),
-            (bring_x, (x_desc, cos_desc, sin_desc, x_rings, t_rings, work, HALF, CAUSAL, OF_KEYS, SPAN)),
-            (bring_y, (y_desc, sums_ptr, y_rings, sums, work, HALF, CAUSAL, OF_KEYS, SPAN)),
+            (turn_x, (x_rings, t_rings, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
+            (bring_x, (x_desc, cos_desc, sin_desc, x_rings, t_rings, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
+            (bring_y, (y_desc, sums_ptr, y_rings, sums, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
         ],
         [4, 4, 1, 1],
         [224, 40, 24, 24] if OF_KEYS else [216, 56, 24, 24],

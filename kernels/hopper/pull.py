@@ -90,7 +90,7 @@ def pull(
     at = mine * 0
     for turn in range(mine):
         # Nothing is loaded ahead for the next unit: code that is there twice costs more than the wait.
-        head, start, front, each = unit_of(turn, work, CAUSAL, OF_KEYS, SPAN)
+        head, start, front, each = unit_of(turn, work, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)
         start += WHICH * ROWS
         a1, a2, cos, sin, b1, b2 = load_own(tensors, head, start, rows, placed, places, heads, HALF)
         if not OF_KEYS:

@@ -1,6 +1,6 @@
-"""What streams by in the gradients of attention: which rows a program owns and which it meets, brought and rotated.
+"""What streams by where a program owns rows of one side and meets those of the other: brought, and rotated.
 
-Rows of the own side come in blocks of 2 * ROWS, one unit of work each; those of the other side in tiles. ``work`` is
+Rows of the own side come in blocks of OWN, one unit of work each; those of the other side in tiles. ``work`` is
 (own units of this program, heads of the own side, heads of q to one of k, own rows, other rows, offset).
 """
 
@@ -9,7 +9,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from kernels.hopper.rows import rotate, rows_in_lanes
-from kernels.hopper.units import ROWS
 
 TILE = gl.constexpr(64)  # streamed rows at once
 X_STAGES, Y_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(3), gl.constexpr(2)
@@ -22,13 +21,13 @@ def place_of(step, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def unit_of(turn, work, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr):
+def unit_of(turn, work, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr):
     """(own head in all batches, first own row, first tile met, tiles met in each head) of a program's unit.
 
     Where own rows meet unlike numbers of others, those that meet most come first, or go with the least as a pair.
     """
     _, _, _, rows, others, offset = work
-    blocks = gl.cdiv(rows, 2 * ROWS)
+    blocks = gl.cdiv(rows, OWN)
     unit = (turn // SPAN * gl.num_programs(0) + gl.program_id(0)) * SPAN + turn % SPAN
     head, block = unit // blocks, unit % blocks
     each = gl.cdiv(others, TILE)
@@ -38,11 +37,11 @@ def unit_of(turn, work, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.co
         from_the_front = meets_most if OF_KEYS else meets_most ^ True
         block = gl.where(from_the_front, block // SPAN, blocks - 1 - block // SPAN)
         if OF_KEYS:
-            first = gl.minimum(gl.maximum(block * (2 * ROWS) - offset, 0) // TILE, each).to(gl.int32)
+            first = gl.minimum(gl.maximum(block * OWN - offset, 0) // TILE, each).to(gl.int32)
             each -= first
         else:
-            each = gl.minimum(each, gl.cdiv((block + 1) * (2 * ROWS) + offset, TILE)).to(gl.int32)
-    return head, block * (2 * ROWS), first, each
+            each = gl.minimum(each, gl.cdiv((block + 1) * OWN + offset, TILE)).to(gl.int32)
+    return head, block * OWN, first, each
 
 
 @gluon.jit
@@ -64,7 +63,7 @@ def steps_of(each, work, OF_KEYS: gl.constexpr):
 @gluon.jit
 def bring_x(
     x_desc, cos_desc, sin_desc, x_rings, t_rings, work,
-    HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
+    HALF: gl.constexpr, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
 ):  # fmt: skip
     """Streamed x, both halves, and rows of the tables, as far ahead as there is room."""
     ring, raw, _full, room = x_rings
@@ -72,7 +71,7 @@ def bring_x(
     mine, offset = work[0], work[5]
     at = mine * 0
     for turn in range(mine):
-        head, _start, first, each = unit_of(turn, work, CAUSAL, OF_KEYS, SPAN)
+        head, _start, first, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
         for step in range(steps_of(each, work, OF_KEYS)):
             b, h, row = met_in(step, head, first, each, work, OF_KEYS)
             position = (row + offset).to(gl.int32) if OF_KEYS else row
@@ -92,17 +91,17 @@ def bring_x(
 @gluon.jit
 def bring_y(
     y_desc, sums_ptr, y_rings, sums, work,
-    HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
+    HALF: gl.constexpr, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
 ):  # fmt: skip
     """Streamed y as far ahead as there is room; for keys, lse and delta of these rows too."""
     ring, full, room = y_rings
     pairs, known = sums
     mine, heads, group, _, others, _ = work
     lanes = gl.arange(0, TILE, layout=gl.BlockedLayout([2], [32], [1], [0]))
-    padded = gl.cdiv(others, 2 * ROWS) * (2 * ROWS)
+    padded = gl.cdiv(others, OWN) * OWN
     at = mine * 0
     for turn in range(mine):
-        head, _start, first, each = unit_of(turn, work, CAUSAL, OF_KEYS, SPAN)
+        head, _start, first, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
         for step in range(steps_of(each, work, OF_KEYS)):
             b, h, row = met_in(step, head, first, each, work, OF_KEYS)
             place, parity = place_of(at, Y_STAGES)
@@ -119,7 +118,10 @@ def bring_y(
 
 
 @gluon.jit
-def turn_x(x_rings, t_rings, work, HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr):
+def turn_x(
+    x_rings, t_rings, work,
+    HALF: gl.constexpr, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
+):  # fmt: skip
     """Streamed x rotated where it lies; rows that are not there are zeros, whatever the tables have for them."""
     ring, raw, full, _room = x_rings
     t_ring, t_full, t_room = t_rings
@@ -129,7 +131,7 @@ def turn_x(x_rings, t_rings, work, HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_
     r = gl.arange(0, SLICE, layout=gl.SliceLayout(1, OF_ROWS))
     at = mine * 0
     for turn in range(mine):
-        head, _start, first, each = unit_of(turn, work, CAUSAL, OF_KEYS, SPAN)
+        head, _start, first, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
         for step in range(steps_of(each, work, OF_KEYS)):
             row = met_in(step, head, first, each, work, OF_KEYS)[2]
             place, parity = place_of(at, X_STAGES)
