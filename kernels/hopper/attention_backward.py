@@ -46,6 +46,7 @@ def hopper_gradient_kernel(
     units of log 2 and delta of all rows of q, (heads, 2, rows rounded up).
     """
     DOT: gl.constexpr = x_ptr.dtype.element_ty
+    SLICE: gl.constexpr = (1024 if OF_KEYS else 2048) // HALF  # as registers allow
     OWN: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HALF], DOT)
     LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     offset = offset.to(gl.int64)
@@ -88,12 +89,12 @@ def hopper_gradient_kernel(
         [
             (pull, (given, of_first, 0, HALF, CAUSAL, OF_KEYS, SPAN)),
             (pull, (given, of_second, 1, HALF, CAUSAL, OF_KEYS, SPAN)),
-            (turn_x, (x_rings, t_rings, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
+            (turn_x, (x_rings, t_rings, work, SLICE, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
             (bring_x, (x_desc, cos_desc, sin_desc, x_rings, t_rings, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
             (bring_y, (y_desc, sums_ptr, y_rings, sums, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
         ],
         [4, 4, 1, 1],
-        [224, 40, 24, 24] if OF_KEYS else [216, 56, 24, 24],
+        [224, 40, 24, 24] if OF_KEYS else [208, 72, 24, 24],
     )
 
 

@@ -139,11 +139,11 @@ def streamed_qk_kernel(
         [
             (score, (given, buffers.index(0), buffers.index(1), 0, HALF, CAUSAL)),
             (score, (given, buffers.index(2), buffers.index(3), 1, HALF, CAUSAL)),
-            (turn_x, (x_rings, t_rings, work, HALF, KEYS, False, True, 1)),
+            (turn_x, (x_rings, t_rings, work, TILE, HALF, KEYS, False, True, 1)),
             (bring_x, (q_desc, cos_desc, sin_desc, x_rings, t_rings, work, HALF, KEYS, False, True, 1)),
         ],
         [4, 4, 1],
-        [216, 56, 24],
+        [184, 120, 24],
     )
 
 

@@ -120,14 +120,17 @@ def bring_y(
 @gluon.jit
 def turn_x(
     x_rings, t_rings, work,
-    HALF: gl.constexpr, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
+    SLICE: gl.constexpr, HALF: gl.constexpr, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr,
+    SPAN: gl.constexpr,
 ):  # fmt: skip
-    """Streamed x rotated where it lies; rows that are not there are zeros, whatever the tables have for them."""
+    """Streamed x rotated where it lies, SLICE rows at once, for which there must be registers.
+
+    Rows that are not there are zeros, whatever the tables have for them.
+    """
     ring, raw, full, _room = x_rings
     t_ring, t_full, t_room = t_rings
     mine, others = work[0], work[4]
     OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
-    SLICE: gl.constexpr = 1024 // HALF  # few rows at once: these warps have few registers
     r = gl.arange(0, SLICE, layout=gl.SliceLayout(1, OF_ROWS))
     at = mine * 0
     for turn in range(mine):
