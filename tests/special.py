@@ -60,7 +60,7 @@ def differentiated(
 ) -> Case:
     """A case of attention with gradients of some inputs, from those of some outputs; do with heads ``inside`` rows."""
     q, v = asked["q"], asked["v"]
-    batch, heads, rows, _ = q.shape
+    _, heads, rows, _ = q.shape
     forms = {"o": (q.dtype, (*q.shape[:3], v.shape[3])), "lse": ("float32", q.shape[:3])}
     given = {
         name: TensorSpec(dtype, shape, dense(shape), 0, f"d{name}", Values("normal", 10 + seed))
@@ -178,7 +178,7 @@ def handed_back(chance: random.Random, dtype: str, shape: tuple[int, ...], with_
     requires = chance.choice((some, some, some, some, ("q",), ("k",), ("v",), ("q", "v"), (*some, "cos", "sin")))
     used = chance.choice((("o",), ("lse", "o"), ("lse", "o"), ("lse",))) if with_lse else ("o",)
     do = laid_out(chance, "do", shape, dtype, Values(chance.choice(RECIPES), chance.randrange(2**31)))
-    batch, heads, rows = shape[:3]
+    _, heads, rows = shape[:3]
     steps = chance.choice(((heads * rows, rows, 1), (heads * rows, 1, heads), (0, 0, 0)))
     dlse = TensorSpec("float32", shape[:3], steps, 1, "dlse", Values(chance.choice(RECIPES), chance.randrange(2**31)))
     return Backward(requires, tuple((name, {"o": do, "lse": dlse}[name]) for name in used))
