@@ -45,12 +45,17 @@ def rope_alone(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Operation:
-    """A kernel and its twin on q, k(, v), cos and sin; ``exact``: they agree bit for bit."""
+    """A kernel and its twin on q, k(, v), cos and sin; ``exact``: they agree bit for bit.
+
+    ``tables`` says whether graphs ask for gradients of cos and sin, ``width`` how many columns a head has there.
+    """
 
     ours: Callable[..., Any]
     twin: Callable[..., Any]
     values: bool
     exact: bool = False
+    tables: bool = True
+    width: int = 64
 
 
 OPERATIONS = {
@@ -62,6 +67,13 @@ OPERATIONS = {
 SPECIAL = {
     f"{name}, special": replace(OPERATIONS[name], ours=pinned(name, "special"))
     for name in ("rope_qk", "rope_attention")
+}
+#: Theirs of gradients too, which makes none of tables.
+SPECIAL |= {
+    f"rope_attention, special, {width} columns, tables as they are": replace(
+        SPECIAL["rope_attention, special"], tables=False, width=width
+    )
+    for width in (64, 128)
 }
 
 
@@ -169,15 +181,16 @@ def extents(device: str = "cuda", problems: tuple[Extent, ...] = EXTENTS) -> dic
 
 
 def both_ways(function: Callable[..., Any], tensors: Tensors, given: Tensors) -> Tensors:
-    """Outputs, and gradients of everything."""
+    """Outputs, and gradients of everything that asks for one."""
     outputs = several(function(*tensors))
-    return [*outputs, *torch.autograd.grad(outputs, tensors, given)]
+    return [*outputs, *torch.autograd.grad(outputs, [x for x in tensors if x.requires_grad], given)]
 
 
 def problem_of(operation: Operation, length: int, device: str) -> tuple[Tensors, Tensors]:
     """Inputs that ask for gradients, GQA and all, and what is handed back."""
-    q, k, *rest = inputs(operation, 4, length, length, 64, device)
-    tensors = [x.detach().requires_grad_() for x in (q, k[:, :2], *(x[:, :2] for x in rest[:-2]), *rest[-2:])]
+    q, k, *rest = inputs(operation, 4, length, length, operation.width, device)
+    tensors = [x.detach().requires_grad_() for x in (q, k[:, :2], *(x[:, :2] for x in rest[:-2]))]
+    tensors += [x.detach().requires_grad_(operation.tables) for x in rest[-2:]]
     return tensors, cotangents(several(operation.twin(*(x.detach() for x in tensors))))
 
 

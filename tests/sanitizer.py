@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -102,6 +103,13 @@ def run(case: Case, device: str, target: Callable[..., Any]) -> bool:
     return True
 
 
+def for_one_device(operation: str, count: int) -> list[Case]:
+    """So many drawn cases of kernels for one device alone, then half as many whose gradients too are made by one."""
+    cases = (special.drawn(operation, number, 1) for number in range(count, 100 * count))
+    gradients = islice(filter(special.gradient_launches, cases), count // 2 if operation == special.ATTENTION else 0)
+    return [*(special.drawn(operation, number, 1) for number in range(count)), *gradients]
+
+
 def run_cases(count: int, share: tuple[int, int], device: str) -> int:
     """Run every so-and-so-many-th of ``count`` cases of each target, fewer of special ones; how many were run."""
     ran = 0
@@ -109,8 +117,8 @@ def run_cases(count: int, share: tuple[int, int], device: str) -> int:
         for case in drawn(operation, count)[share[0] :: share[1]]:
             ran += run(case, device, target)
     for operation, target in SPECIAL.items():
-        for number in range(share[0], count // 3, share[1]):
-            ran += run(special.drawn(operation, number, 1), device, target)
+        for case in for_one_device(operation, count // 3)[share[0] :: share[1]]:
+            ran += run(case, device, target)
     if device == "cuda":
         torch.cuda.synchronize()
     return ran

@@ -5,7 +5,8 @@
 
 Judges ``kernels.rope_qk@special`` and ``kernels.rope_attention@special``, gradients among what is judged. Cases by hand
 come first, then those by chance, of both operations in turn: where time runs out, the report says how many there would
-have been. Exit code 1 if there is a finding, a case that the judge skips, or on a CPU one that went another way.
+have been. Exit code 1 if there is a finding, a case that the judge skips, or on a CPU one that went another way, with
+its outputs or with its gradients.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import random
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from fuzzrope.versions import versions
 
 QK, ATTENTION = "rope_qk", "rope_attention"
 KERNELS = {QK: ("hopper_qk_kernel", "wide_qk_kernel"), ATTENTION: ("hopper_attention_kernel",)}
+GRADIENT_KERNEL = "hopper_gradient_kernel"  # of attention: launched for rows of q, then for keys
 SECONDS = 120.0  # for a case: several processes may compile at once
 RECIPES = ("normal",) * 6 + ("wide", "tiny", "powers", "nans", "infs", "subnormal", "zeros")
 
@@ -50,6 +53,34 @@ def case(
         for seed, (name, shape) in enumerate(shapes.items())
     }
     return Case(operation, tuple(specs.items()), options=tuple(sorted(options.items())))
+
+
+def differentiated(
+    asked: Case, requires: tuple[str, ...] = ("q", "k", "v"), used: tuple[str, ...] = ("o",), inside: bool = False
+) -> Case:
+    """A case of attention with gradients of some inputs, from those of some outputs; do with heads ``inside`` rows."""
+    q, v = asked["q"], asked["v"]
+    _, heads, rows, _ = q.shape
+    forms = {"o": (q.dtype, (*q.shape[:3], v.shape[3])), "lse": ("float32", q.shape[:3])}
+    given = {
+        name: TensorSpec(dtype, shape, dense(shape), 0, f"d{name}", Values("normal", 10 + seed))
+        for seed, (name, (dtype, shape)) in enumerate(forms.items())
+        if name in used
+    }
+    if inside:
+        width = v.shape[3]
+        given["o"] = replace(given["o"], strides=(heads * rows * width, width, heads * width, 1))
+    return replace(asked, backward=Backward(requires, tuple(sorted(given.items()))))
+
+
+def gradient_launches(asked: Case) -> int:
+    """How many launches of GRADIENT_KERNEL a case ought to end with; 0 where others make its gradients."""
+    backward = asked.backward
+    if asked.operation != ATTENTION or backward is None or "o" not in dict(backward.cotangents):
+        return 0
+    if {"cos", "sin"} & set(backward.requires) or asked["q"].shape[3] != asked["v"].shape[3]:
+        return 0
+    return 2 if {"k", "v"} & set(backward.requires) else 1
 
 
 BY_HAND: dict[str, Case] = {
@@ -74,6 +105,40 @@ BY_HAND: dict[str, Case] = {
     "attention, no scale": case(ATTENTION, rows=3, keys=140, scale=0.0),
     "attention, several units a program": case(ATTENTION, rows=300, keys=200, heads=(4, 2), width=64),
     "attention, pairs of units": case(ATTENTION, rows=300, keys=400, heads=(4, 1), causal=True, q_offset=90, width=64),
+    "gradients": differentiated(case(ATTENTION, rows=128, keys=128)),
+    "gradients, ragged": differentiated(case(ATTENTION, rows=131, keys=201, heads=(1, 1))),
+    "gradients, causal": differentiated(case(ATTENTION, rows=300, keys=300, causal=True, heads=(1, 1))),
+    "gradients, later rows": differentiated(
+        case(ATTENTION, "float16", rows=70, keys=400, causal=True, q_offset=330, width=64)
+    ),
+    "gradients, keys that no row sees": differentiated(
+        case(ATTENTION, rows=40, keys=500, causal=True, q_offset=130, heads=(1, 1), width=64)
+    ),
+    "gradients, all rows see all keys": differentiated(
+        case(ATTENTION, rows=66, keys=65, causal=True, q_offset=64, heads=(1, 1), width=64)
+    ),
+    "gradients of groups": differentiated(case(ATTENTION, rows=70, keys=129, heads=(6, 2), width=64)),
+    "gradients, several units a program": differentiated(
+        case(ATTENTION, rows=300, keys=400, heads=(4, 4), causal=True, q_offset=90, width=64)
+    ),
+    "gradients, negative scale": differentiated(case(ATTENTION, rows=65, keys=30, scale=-2.0, width=64)),
+    "gradients, no scale": differentiated(case(ATTENTION, rows=3, keys=140, scale=0.0)),
+    "gradients in float16": differentiated(case(ATTENTION, "float16", rows=100, keys=90, width=64)),
+    "gradients of one row": differentiated(case(ATTENTION, rows=1, keys=1)),
+    "gradients of values alone": differentiated(case(ATTENTION, rows=65, keys=70), ("v",)),
+    "gradients of queries alone": differentiated(case(ATTENTION, rows=65, keys=70), ("q",)),
+    "gradients, lse used too": differentiated(
+        case(ATTENTION, rows=65, keys=130, causal=True, q_offset=70, return_lse=True), used=("o", "lse")
+    ),
+    "gradients, lse not used": differentiated(case(ATTENTION, rows=65, keys=70, return_lse=True, width=64)),
+    "gradients, a view handed back": differentiated(
+        case(ATTENTION, rows=65, keys=70, heads=(4, 2), width=64), inside=True
+    ),
+    "gradients, values of another width": differentiated(case(ATTENTION, rows=65, keys=70, width_v=64)),
+    "gradients of tables": differentiated(case(ATTENTION, rows=65, keys=70, width=64), ("q", "k", "v", "cos", "sin")),
+    "gradients of lse alone": differentiated(
+        case(ATTENTION, rows=65, keys=70, return_lse=True, width=64), ("q", "k"), ("lse",)
+    ),
 }
 #: With several units a program on a GPU too, which has more multiprocessors than what stands for it on a CPU.
 LARGE: dict[str, Case] = {
@@ -82,6 +147,10 @@ LARGE: dict[str, Case] = {
     "attention of many, wide values": case(ATTENTION, rows=200, keys=130, heads=(150, 1), width=64, width_v=128),
     "scores of many": case(QK, rows=1000, keys=520, heads=(40, 4), causal=True, q_offset=7),
     "wide scores of many": case(QK, rows=1000, keys=520, width=256, heads=(40, 4)),
+    "gradients of many": differentiated(case(ATTENTION, rows=70, keys=20, heads=(150, 150), width=64)),  # soon judged
+    "gradients of many, causal": differentiated(
+        case(ATTENTION, rows=130, keys=130, heads=(80, 80), causal=True, width=64)
+    ),
 }
 
 
@@ -100,8 +169,23 @@ def laid_out(chance: random.Random, name: str, shape: tuple[int, ...], dtype: st
     return TensorSpec(dtype, shape, tuple(strides), offset, name, values)
 
 
+def handed_back(chance: random.Random, dtype: str, shape: tuple[int, ...], with_lse: bool) -> Backward:
+    """What a case of attention is differentiated by, o of this shape in use or seldom lse alone; mostly not by tables.
+
+    Rows of do start at multiples of 16 bytes, as those of inputs; gradients of lse lie anyhow.
+    """
+    some = ("q", "k", "v")
+    requires = chance.choice((some, some, some, some, ("q",), ("k",), ("v",), ("q", "v"), (*some, "cos", "sin")))
+    used = chance.choice((("o",), ("lse", "o"), ("lse", "o"), ("lse",))) if with_lse else ("o",)
+    do = laid_out(chance, "do", shape, dtype, Values(chance.choice(RECIPES), chance.randrange(2**31)))
+    _, heads, rows = shape[:3]
+    steps = chance.choice(((heads * rows, rows, 1), (heads * rows, 1, heads), (0, 0, 0)))
+    dlse = TensorSpec("float32", shape[:3], steps, 1, "dlse", Values(chance.choice(RECIPES), chance.randrange(2**31)))
+    return Backward(requires, tuple((name, {"o": do, "lse": dlse}[name]) for name in used))
+
+
 def drawn(operation: str, number: int, seed: int) -> Case:
-    """One case by chance, the same for the same numbers; a third is differentiated."""
+    """One case by chance, the same for the same numbers; a third is differentiated, of which numbers come last."""
     chance = random.Random(f"{operation} {seed} {number}")
     widths = (64, 128) if operation == ATTENTION else (16, 48, 64, 96, 128, 160, 256)
     dtype, width, width_v = chance.choice(("bfloat16", "float16")), chance.choice(widths), chance.choice((64, 128))
@@ -130,13 +214,15 @@ def drawn(operation: str, number: int, seed: int) -> Case:
     }
     backward = None
     if chance.random() < 1 / 3:
-        outputs = {"o": (batch, kv_heads * group, rows, width_v)} if operation == ATTENTION else {}
-        outputs = outputs or {"scores": (batch, kv_heads * group, rows, keys)}
-        given = {
-            name: TensorSpec(dtype, shape, dense(shape), storage=f"d{name}", values=Values("normal", number))
-            for name, shape in outputs.items()
-        }
-        backward = Backward(tuple(specs), tuple(given.items()))
+        out = (batch, kv_heads * group, rows, width_v if operation == ATTENTION else keys)
+        if operation == ATTENTION:
+            if chance.random() < 0.8:  # then GRADIENT_KERNEL can take it
+                specs["v"] = laid_out(chance, "v", shapes["k"], dtype, specs["v"].values)
+                out = (*out[:3], width)
+            backward = handed_back(chance, dtype, out, "return_lse" in options)
+        else:
+            given = TensorSpec(dtype, out, dense(out), storage="dscores", values=Values("normal", number))
+            backward = Backward(tuple(specs), (("scores", given),))
     return Case(operation, tuple(specs.items()), tuple(sorted(options.items())), backward)
 
 
@@ -145,8 +231,11 @@ def said_of(runner: Runner, asked: Case, device: str) -> str:
     outcome = runner.run(asked, SECONDS)
     verdict = judge(asked, outcome, runner.target)
     found = [f"{finding.kind}: {finding.message}" for finding in verdict.findings] or [verdict.skipped]
-    if device == "cpu" and not {launch.kernel for launch in outcome.launches[:1]} & {*KERNELS[asked.operation]}:
+    launched, gradients = [launch.kernel for launch in outcome.launches], gradient_launches(asked)
+    if device == "cpu" and not {*launched[:1]} & {*KERNELS[asked.operation]}:
         found.append("another kernel was taken")
+    if device == "cpu" and gradients and launched[1:] != [GRADIENT_KERNEL] * gradients:
+        found.append("another kernel was taken for gradients")
     return "; ".join(filter(None, found)) or "right"
 
 

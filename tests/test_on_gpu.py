@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fuzzrope.operations import OPERATIONS
-from tests import on_gpu, racecheck, sanitizer
+from tests import on_gpu, racecheck, sanitizer, special
 from tests.conftest import rope_case, spec
 from tests.on_gpu import Extent
 
@@ -151,6 +151,20 @@ def test_a_second_compilation_and_other_bits_are_seen(launching, monkeypatch):
     assert not on_gpu.compiled(replace(right, ours=other), "cpu", "aot_eager")["same"]
 
 
+@pytest.mark.parametrize("name", on_gpu.SPECIAL)
+def test_graphs_exercise_kernels_for_one_device_alone_and_that_of_gradients(launching, name):
+    operation = on_gpu.SPECIAL[name]
+    tensors, given = on_gpu.problem_of(operation, on_gpu.LENGTHS[0], "cpu")
+    found = on_gpu.both_ways(operation.ours, tensors, given)
+    launched = [launch["kernel"] for launch in launching.launches]
+    assert launched[0] in special.KERNELS[special.ATTENTION if operation.values else special.QK]
+    assert (launched[1:] == [special.GRADIENT_KERNEL] * 2) == (not operation.tables)
+    assert len(found) == 1 + 2 + operation.values + 2 * operation.tables
+    assert all(map(torch.equal, found, on_gpu.both_ways(operation.ours, tensors, given)))
+    true = on_gpu.both_ways(operation.twin, tensors, [given[0].to(found[0].dtype)])
+    assert all((mine - its).abs().max() < 0.05 * its.abs().max() for mine, its in zip(found, true, strict=True))
+
+
 # The sanitizer
 
 
@@ -163,9 +177,17 @@ def test_drawn_cases_are_valid_each_time_the_same_and_have_gradients(operation):
     assert 12 <= sum(case.backward is not None for case in cases) <= 28
 
 
+def test_cases_for_one_device_have_gradients_of_its_kernels():
+    cases = sanitizer.for_one_device(special.ATTENTION, 23)
+    assert cases[:23] == [special.drawn(special.ATTENTION, number, 1) for number in range(23)]
+    assert len(cases) == len({case.id for case in cases}) == 34
+    assert all(map(special.gradient_launches, cases[23:]))
+    assert len(sanitizer.for_one_device(special.QK, 23)) == 23
+
+
 def test_drawn_cases_run(launching):
     assert sanitizer.run_cases(6, (0, 2), "cpu") + sanitizer.run_cases(6, (1, 2), "cpu") >= 15
-    assert launching.launches
+    assert special.GRADIENT_KERNEL in {launch["kernel"] for launch in launching.launches}
     assert not launching.accesses
 
 

@@ -24,11 +24,13 @@ def said(*races: tuple[int, ...], summary: int | None = None) -> str:
     return "\n".join([*lines, "ran 5 cases", summary_line, ""])
 
 
-def test_roles_get_their_arguments_where_the_kernel_begins_and_where_it_gives_roles():
-    with open(racecheck.hopper_attention_kernel.fn.__code__.co_filename) as file:
+@pytest.mark.parametrize("kernel", racecheck.KERNELS[:2], ids=lambda kernel: kernel.fn.__name__)
+def test_roles_get_their_arguments_where_the_kernel_begins_and_where_it_gives_roles(kernel):
+    (_, defined), (_, specialized) = sorted(racecheck.made_by_triton(kernel))
+    with open(kernel.fn.__code__.co_filename) as file:
         lines = file.read().splitlines()
-    assert lines[DEFINED - 1] == f"def {KERNEL}("
-    assert lines[SPECIALIZED - 1] == "    gl.warp_specialize("
+    assert lines[defined - 1] == f"def {kernel.fn.__name__}("
+    assert lines[specialized - 1] == "    gl.warp_specialize("
 
 
 @pytest.mark.parametrize(

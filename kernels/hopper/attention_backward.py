@@ -135,7 +135,7 @@ def tiles_met(wish: Wish, of_keys: bool) -> list[float]:
     own, tile, counts = 2 * ROWS.value, TILE.value, []
     for start in range(0, keys if of_keys else rows, own):
         if of_keys:
-            met = ceil_div(rows, tile) - min(max(start - wish.q_offset, 0), rows) // tile
+            met = max(ceil_div(rows, tile) - max(start - wish.q_offset, 0) // tile, 0)
             counts.append(met * (heads // heads_k))
         else:
             counts.append(min(ceil_div(keys, tile), ceil_div(start + own + wish.q_offset, tile)))

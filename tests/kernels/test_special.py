@@ -1,11 +1,7 @@
 """Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found."""
 
-import importlib.util
 import json
-import re
 import weakref
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,28 +18,9 @@ from kernels.hopper.forms import Blocks, described
 from kernels.special import SPECIAL, Wish, special_for
 from kernels.tiling import HOPPER, SHIPPED, Pins
 from tests import special as command
+from tests.kernels.changed import ANY, GIVEN, KERNEL, attention_wish, kinds_with, loaded, wish
 from tests.kernels.stores import stored_through
-from tests.special import ATTENTION, BY_HAND, KERNELS, QK, case, drawn
-
-NAMES = {QK: "qk", ATTENTION: "attention"}
-MODULES = {"scores": qk, "wide scores": wide_qk, "attention": attention}
-OPERATION = {"scores": QK, "wide scores": QK, "attention": ATTENTION}
-KERNEL = dict(zip(MODULES, (*KERNELS[QK], *KERNELS[ATTENTION]), strict=True))
-ANY = Pins(special=True)
-
-
-def wish(*shapes: tuple[int, ...], dtype=torch.bfloat16, causal=False, q_offset=0, plain=True, **strides) -> Wish:
-    names = ("q", "k", "v", "cos", "sin") if len(shapes) == 5 else ("q", "k", "cos", "sin")
-    forms = {
-        name: Meta(shape, strides.get(name, torch.empty(shape, device="meta").stride()), dtype)
-        for name, shape in zip(names, shapes, strict=True)
-    }
-    return Wish(forms, dtype, 1.0, causal, q_offset, plain, 132)
-
-
-def attention_wish(rows=512, keys=512, width=128, width_v=128, table=512, heads=2, **changes) -> Wish:
-    q, k, v = ((1, heads, n, w) for n, w in ((rows, width), (keys, width), (keys, width_v)))
-    return wish(q, k, v, (table, width // 2), (table, width // 2), **changes)
+from tests.special import ATTENTION, BY_HAND, GRADIENT_KERNEL, KERNELS, QK, case, drawn
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -55,16 +32,21 @@ def test_they_are_taken_and_right(runner, name):
     verdict = judge(asked, outcome, target)
     assert not verdict.skipped
     assert not verdict.findings
-    (launch,) = outcome.launches
-    wide = name.startswith("wide")
-    assert launch.kernel == KERNELS[asked.operation][wide]
+    launched, gradients = [launch.kernel for launch in outcome.launches], command.gradient_launches(asked)
+    assert launched[0] == KERNELS[asked.operation][name.startswith("wide")]
+    if gradients or asked.backward is None:
+        assert launched[1:] == [GRADIENT_KERNEL] * gradients
+    else:
+        assert launched[1:]
+        assert GRADIENT_KERNEL not in launched
 
 
-@pytest.mark.parametrize("operation", NAMES)
+@pytest.mark.parametrize("operation", KERNELS)
 def test_cases_by_chance_are_taken_and_right(runner, operation):
     runner.turn_to(find(f"kernels.{operation}@special"))
     cases = [drawn(operation, number, 3) for number in range(8)]
     assert any(asked.backward for asked in cases)
+    assert any(map(command.gradient_launches, cases)) == (operation == ATTENTION)
     assert {command.said_of(runner, asked, "cpu") for asked in cases} == {"right"}
 
 
@@ -184,7 +166,7 @@ def test_a_file_that_was_exported_has_none():
 
     assert "SPECIAL" in exported()
     assert "gluon" not in exported()
-    assert special.SPECIAL.keys() == {"attention", "qk"}
+    assert special.SPECIAL.keys() == {"attention", "attention_gradients", "qk"}
     assert kernels.hopper
 
 
@@ -204,32 +186,21 @@ def test_descriptors_of_one_form_are_what_triton_makes_and_keep_no_tensor():
 
 
 def launched(which: str, module, causal: bool, width: int) -> set[str]:
-    """What a module's kernel stores through, by the IR of what one launch on the engine has compiled."""
+    """What a module's kernel stores through, by the IR of what one launch on the engine, or two, have compiled."""
     q, k, v = (torch.randn(1, heads, rows, width).bfloat16() for heads, rows in ((2, 70), (2, 72), (2, 72)))
     tables = [torch.randn(80, width // 2).bfloat16() for _ in range(2)]
-    inputs = (q, k, v, *tables) if which == "attention" else (q, k, *tables)
-    names = ("q", "k", "v", "cos", "sin") if which == "attention" else ("q", "k", "cos", "sin")
+    o, lse = torch.empty(1, 2, 70, width, dtype=q.dtype), torch.zeros(1, 2, 70)
+    names, inputs, outputs = ("q", "k", "cos", "sin"), (q, k, *tables), [torch.empty(1, 2, 70, 72, dtype=q.dtype)]
+    if which in ("attention", "gradients"):
+        names, inputs, outputs = GIVEN[:5], (q, k, v, *tables), [o, lse]
+    if which == "gradients":
+        names, inputs = GIVEN, (*inputs, q.clone(), lse.clone())
+        outputs = [o.normal_(), lse, *inputs[5:], *map(torch.empty_like, (q, k, v)), True]
     asked = Wish(dict(zip(names, map(Meta.of, inputs), strict=True)), q.dtype, 1.0, causal, 0, True, 1)
     assert module.serves(asked)
-    outputs = [torch.empty(1, 2, 70, 72, dtype=q.dtype)]
-    if which == "attention":
-        outputs = [torch.empty(1, 2, 70, width, dtype=q.dtype), torch.empty(1, 2, 70)]
-    module.prepare(asked)(*inputs, *outputs)
+    module.prepare(asked)(*inputs[:5], *outputs)
     caches = getattr(module, KERNEL[which]).device_caches.values()
     return {name for cache in caches for made in cache[0].values() for name in stored_through(made.asm["ttgir"])}
-
-
-def loaded(path: Path, which: str, *changes: tuple[str, str]):
-    """A module of its own with the text of one, changed."""
-    text = Path(MODULES[which].__file__).read_text()
-    for right, wrong in changes:
-        assert text.count(right) == 1, right
-        text = text.replace(right, wrong)
-    path.write_text(text)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -240,6 +211,7 @@ def loaded(path: Path, which: str, *changes: tuple[str, str]):
         ("scores", 128, {"out_desc"}),
         ("wide scores", 256, {"out_ptr"}),
         ("attention", 64, {"lse_ptr", "o_ptr"}),
+        ("gradients", 64, {"dx_ptr", "dy_ptr", "sums_ptr"}),
     ],
 )
 def test_they_store_outputs_and_nothing_else(launching, tmp_path, which, width, through, causal):
@@ -253,6 +225,8 @@ STORES_TURNED_KEY = "    gl.store(k_ptr + 0 * at[:, None] + 0 * x1.to(gl.int32),
     ("which", "line", "more", "through"),
     [
         ("attention", "        q1.store(y1)\n", "        gl.store(q + 0 * y1.to(gl.int32), y1)\n", "q_ptr"),
+        ("gradients", "        x1.store(a1)\n", "        gl.store(tensors[0] + 0 * a1.to(gl.int32), a1)\n", "x_ptr"),
+        ("gradients", "        y1.store(b1)\n", "        gl.store(tensors[1] + 0 * a1.to(gl.int32), a1)\n", "y_ptr"),
         ("scores", "    k1.store(first_half)\n", STORES_TURNED_KEY.replace("at[", "n["), "k_ptr"),
         ("wide scores", "    k1.store(first_half)\n", STORES_TURNED_KEY, "k_ptr"),
     ],
@@ -260,35 +234,6 @@ STORES_TURNED_KEY = "    gl.store(k_ptr + 0 * at[:, None] + 0 * x1.to(gl.int32),
 def test_one_that_stores_what_it_rotated_is_seen(launching, tmp_path, which, line, more, through):
     module = loaded(tmp_path / "storing.py", which, (line, line + more))
     assert through in launched(which, module, False, 256 if which == "wide scores" else 64)
-
-
-PARTS_OF_ATTENTION = re.compile(r"from kernels\.hopper\.(rows|units) import .*\n")  # whose flaws are its own
-
-
-def kinds_with(folder: Path, runner, which: str, flaw: tuple[str, str], asked) -> set[str]:
-    """Kinds of findings of a case, with the module as a file, changed, whose kernel is the one that is taken."""
-    right, wrong = flaw
-    text = PARTS_OF_ATTENTION.sub(
-        lambda found: (Path(attention.__file__).parent / f"{found[1]}.py").read_text(),
-        Path(MODULES[which].__file__).read_text(),
-    )
-    assert text.count(right) == 1, right
-    operation = OPERATION[which]
-    text = (
-        text.replace(right, wrong)
-        + f"""
-from kernels.pinned import pinned
-from kernels.special import SPECIAL, Special
-SPECIAL["{NAMES[operation]}"] = [Special(90, serves, pays, prepare)]
-
-ModelNew = pinned("{operation}", "special")
-"""
-    )
-    path = folder / "candidate.py"
-    path.write_text(text)
-    target = replace(find(str(path)), operation=operation)
-    runner.turn_to(target)
-    return {finding.kind for finding in judge(asked, runner.run(asked), target).findings}
 
 
 #: What is right in the text of scores, what is wrong instead, what that has to be called; "" for what changes nothing.
