@@ -32,7 +32,10 @@ from fuzzrope.targets import find
 from fuzzrope.versions import versions
 
 QK, ATTENTION = "rope_qk", "rope_attention"
-KERNELS = {QK: ("hopper_qk_kernel", "wide_qk_kernel"), ATTENTION: ("hopper_attention_kernel",)}
+KERNELS = {
+    QK: ("streamed_qk_kernel", "hopper_qk_kernel", "wide_qk_kernel"),
+    ATTENTION: ("hopper_attention_kernel",),
+}
 GRADIENT_KERNEL = "hopper_gradient_kernel"  # of attention: launched for rows of q, then for keys
 SECONDS = 120.0  # for a case: several processes may compile at once
 RECIPES = ("normal",) * 6 + ("wide", "tiny", "powers", "nans", "infs", "subnormal", "zeros")
@@ -92,6 +95,10 @@ BY_HAND: dict[str, Case] = {
     "scores, all hidden but one": case(QK, rows=65, keys=200, causal=True, q_offset=0),
     "scores, one column of a warp": case(QK, rows=3, keys=16, width=16),
     "scores, scaled": case(QK, rows=1, keys=1024, scale=-3.0, width=48),
+    "scores, several blocks of keys": case(QK, rows=330, keys=600, heads=(6, 2)),
+    "scores, several blocks of keys, causal": case(
+        QK, "float16", rows=200, keys=520, width=64, heads=(2, 1), causal=True, q_offset=60
+    ),
     "wide scores": case(QK, rows=300, keys=1000, width=256, heads=(4, 2)),
     "wide scores, causal": case(QK, "float16", rows=130, keys=400, width=160, causal=True, q_offset=200),
     "wide scores, one tile of keys": case(QK, rows=70, keys=72, width=208),
@@ -146,6 +153,7 @@ LARGE: dict[str, Case] = {
     "attention of many, causal": case(ATTENTION, rows=600, keys=600, heads=(80, 2), causal=True, width=64),
     "attention of many, wide values": case(ATTENTION, rows=200, keys=130, heads=(150, 1), width=64, width_v=128),
     "scores of many": case(QK, rows=1000, keys=520, heads=(40, 4), causal=True, q_offset=7),
+    "scores of many, not causal": case(QK, "float16", rows=500, keys=700, heads=(60, 60)),
     "wide scores of many": case(QK, rows=1000, keys=520, width=256, heads=(40, 4)),
     "gradients of many": differentiated(case(ATTENTION, rows=70, keys=20, heads=(150, 150), width=64)),  # soon judged
     "gradients of many, causal": differentiated(

@@ -10,16 +10,23 @@ import torch
 from fuzzrope.judge import judge
 from fuzzrope.targets import find
 from kernels.forms import Meta
-from kernels.hopper import attention, attention_backward, qk, wide_qk
+from kernels.hopper import attention, attention_backward, qk, streamed_qk, wide_qk
 from kernels.special import Wish
 from kernels.tiling import Pins
 from tests.special import ATTENTION, GRADIENT_KERNEL, KERNELS, QK
 
 GIVEN = ("q", "k", "v", "cos", "sin", "do", "dlse")
-MODULES = {"scores": qk, "wide scores": wide_qk, "attention": attention, "gradients": attention_backward}
-OPERATION = {"scores": QK, "wide scores": QK, "attention": ATTENTION, "gradients": ATTENTION}
-STANDS_FOR = {"scores": "qk", "wide scores": "qk", "attention": "attention", "gradients": "attention_gradients"}
+MODULES = {
+    "streamed scores": streamed_qk,
+    "scores": qk,
+    "wide scores": wide_qk,
+    "attention": attention,
+    "gradients": attention_backward,
+}
 KERNEL = dict(zip(MODULES, (*KERNELS[QK], *KERNELS[ATTENTION], GRADIENT_KERNEL), strict=True))
+OPERATION = {which: QK if which.endswith("scores") else ATTENTION for which in MODULES}
+STANDS_FOR = {which: "qk" if which.endswith("scores") else which for which in MODULES}
+STANDS_FOR["gradients"] = "attention_gradients"
 ANY = Pins(special=True)
 
 
