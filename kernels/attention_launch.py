@@ -246,8 +246,8 @@ def make_plan(
 
 
 @lru_cache(maxsize=1024)
-def special_gradients(call: Call, forms: tuple[Meta, ...], device: torch.device) -> Callable[..., None] | None:
-    """What another kernel launches (:mod:`kernels.special`) for inputs, do and dlse of these forms; None where none."""
+def find_gradients(call: Call, forms: tuple[Meta, ...], device: torch.device) -> Callable[..., None] | None:
+    """:func:`special_gradients`, of those that were asked for before."""
     problem = call.problem
     named = dict(zip(("q", "k", "v", "cos", "sin", "do", "dlse"), forms, strict=True))
     causal, plain = problem.last < problem.keys, call.cap == 0 and problem.first < -problem.rows
@@ -255,6 +255,12 @@ def special_gradients(call: Call, forms: tuple[Meta, ...], device: torch.device)
     wish = Wish(named, call.out, problem.scale, causal, problem.offset, plain, places)
     special = special_for("attention_gradients", architecture(device), wish, problem.pins)
     return special and special.prepare(wish)
+
+
+def special_gradients(call: Call, forms: tuple[Meta, ...], device: torch.device) -> Callable[..., None] | None:
+    """What another kernel launches (:mod:`kernels.special`) for inputs, do and dlse of these forms; None where none."""
+    find = find_gradients if call.problem.scale != 0 else find_gradients.__wrapped__  # the cache takes 0 and -0 for one
+    return find(call, forms, device)
 
 
 def plan_attention(

@@ -269,10 +269,7 @@ def gradients(
     do, dlse = o if do is None else do.resolve_neg(), dlse.resolve_neg()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     if used and not (needs[3] or needs[4]):
-        find = (
-            special_gradients if problem.scale != 0 else special_gradients.__wrapped__
-        )  # 0 and -0 are one to the cache
-        special = find(call, tuple(Meta.of(x) for x in (*operands, do, dlse)), q.device)
+        special = special_gradients(call, tuple(Meta.of(x) for x in (*operands, do, dlse)), q.device)
         if special is not None and start_even((*operands, do)):
             special(*operands, o, lse, do, dlse, dq, dk, dv, needs[1] or needs[2])
             return [x if need else None for x, need in zip((dq, dk, dv, None, None), needs, strict=True)]

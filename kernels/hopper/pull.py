@@ -115,11 +115,11 @@ def pull(
         fence_async_shared()
         if not OF_KEYS:
             delta = gl.sum(b1.to(gl.float32) * o1.to(gl.float32) + b2.to(gl.float32) * o2.to(gl.float32), 1) - dlse
-            level = finite_or_zero(lse) * LOG2_E
+            lse_2 = finite_or_zero(lse) * LOG2_E
             of_rows = sums_ptr + head.to(gl.int64) * 2 * padded + i
-            gl.store(of_rows, level)
+            gl.store(of_rows, lse_2)
             gl.store(of_rows + padded, delta)
-            level = gl.convert_layout(level, gl.SliceLayout(1, S))
+            lse_2 = gl.convert_layout(lse_2, gl.SliceLayout(1, S))
             delta = gl.convert_layout(delta, gl.SliceLayout(1, S))
         a1 = x1.load(LEFT_S)
         a2 = x2.load(LEFT_S)
@@ -158,7 +158,7 @@ def pull(
             if OF_KEYS:
                 p = gl.exp2(s * units - pairs.index(2 * y_place).load(gl.SliceLayout(0, S))[None, :])
             else:
-                p = gl.exp2(s * units - level[:, None])
+                p = gl.exp2(s * units - lse_2[:, None])
             at_edge = (row < whole_from) | (row + TILE > whole_to)
             if at_edge:
                 p = gl.where(seen_of(numbers, limit, others, row, S, CAUSAL, OF_KEYS), p, 0.0)

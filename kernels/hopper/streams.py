@@ -49,9 +49,10 @@ def met_in(step, head, first, each, work, OF_KEYS: gl.constexpr):
     """(batch, head, first row) of the tile that a unit meets in a step."""
     _, heads, group, _, _, _ = work
     b, h = head // heads, head % heads
+    met, row = h // group, step * TILE
     if OF_KEYS:
-        return b, h * group + step // each, (first + step % each) * TILE
-    return b, h // group, step * TILE
+        met, row = h * group + step // each, (first + step % each) * TILE
+    return b, met, row
 
 
 @gluon.jit

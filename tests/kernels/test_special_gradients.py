@@ -282,7 +282,7 @@ OF_GRADIENTS = {
     "rows that are not there turned by what tables have": ("if row + TILE > others:", "if row > others:", "gradient"),
     "the first of them not turned to zero": ("part * SLICE + r < others)", "part * SLICE + r <= others)", "gradient"),
     "heads of another group of q": ("h * group + step // each", "h + step // each * heads", "gradient"),
-    "a head of another group": ("return b, h // group, step * TILE", "return b, h % group, step * TILE", "gradient"),
+    "a head of another group": ("met, row = h // group", "met, row = h % group", "gradient"),
     "tiles of a head after the other": ("(first + step % each) * TILE", "(first + step // group) * TILE", "gradient"),
     "tiles of keys that begin a tile late": (
         "- offset, 0) // TILE, each)", "- offset, 0) // TILE + 1, each)", "gradient",
