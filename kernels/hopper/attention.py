@@ -25,6 +25,7 @@ from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import Blocks, are_even
 from kernels.hopper.rows import load_queries, queries_of, rotate, rows_in_lanes, store_rows
+from kernels.hopper.streams import place_of
 from kernels.hopper.units import KEYS, ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
 from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E
@@ -36,12 +37,6 @@ K_STAGES, V_STAGES = gl.constexpr(3), gl.constexpr(2)
 T_STAGES = gl.constexpr(KEYS.value // SLICE.value)  # rows of the tables: a place for each slice of a tile
 ENOUGH_KEYS = 128  # below, most of a tile is empty
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors: the portable kernel shares keys out where there are few
-
-
-@gluon.jit
-def place_of(turn, STAGES: gl.constexpr):
-    """(buffer, parity of its barrier's phase) of a turn around a ring."""
-    return turn % STAGES, (turn // STAGES) & 1
 
 
 @gluon.jit
