@@ -157,7 +157,9 @@ def attend(
 ):  # fmt: skip
     """One group's rows of q against all tiles of keys, with the softmax carried along; one unit after the other."""
     q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr = tensors
-    k_ring, full, k_room, v_ring, v_full, v_room, numbers = rings
+    k_ring, full, k_room, v_ring, v_full, v_room, lines = rings
+    numbers = lines.index(WHICH)  # of columns, in shared memory, or they would take registers all along
+    numbers.store(gl.arange(0, KEYS, layout=gl.BlockedLayout([1], [32], [4], [0])))
     mine, heads, _, rows, keys, offset = work
     q_b, q_h, q_s, cos_s, sin_s = places
     DOT: gl.constexpr = k_ring.dtype
@@ -269,8 +271,7 @@ def hopper_attention_kernel(
         mbarrier.init(t_room.index(place), count=1)
     work = (turns_of(units, SPAN), heads, group, rows, keys, offset)
     places = (q_b, q_h, q_s, cos_s, sin_s)
-    numbers = gl.allocate_shared_memory(gl.int32, [KEYS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    numbers.store(gl.arange(0, KEYS, layout=gl.BlockedLayout([1], [32], [4], [0])))
+    numbers = gl.allocate_shared_memory(gl.int32, [2, KEYS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     rings = (k_ring, full, k_room, v_ring, v_full, v_room, numbers)
     tables = (t_ring, t_full, t_room)
     tensors = (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr)

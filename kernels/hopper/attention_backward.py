@@ -32,10 +32,10 @@ NAME = "rope_attention"
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors
 
 
-@gluon.jit(do_not_specialize=range(14, 32), do_not_specialize_on_alignment=range(10))
+@gluon.jit(do_not_specialize=range(15, 33), do_not_specialize_on_alignment=range(10))
 def hopper_gradient_kernel(
     x_ptr, y_ptr, o_ptr, cos_ptr, sin_ptr, lse_ptr, dlse_ptr, sums_ptr, dx_ptr, dy_ptr,
-    x_desc, y_desc, cos_desc, sin_desc,
+    x_desc, y_desc, cos_desc, sin_desc, sums_desc,
     units, heads, group, rows, others, offset, scale, x_b, x_h, x_s, y_b, y_h, y_s, cos_s, sin_s,
     dlse_b, dlse_h, dlse_s,
     HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
@@ -54,15 +54,13 @@ def hopper_gradient_kernel(
     ring = gl.allocate_shared_memory(DOT, [2 * X_STAGES, 1, 1, TILE, HALF], x_desc.layout)
     y_ring = gl.allocate_shared_memory(DOT, [2 * Y_STAGES, 1, 1, TILE, HALF], y_desc.layout)
     t_ring = gl.allocate_shared_memory(DOT, [2 * T_STAGES, TILE, HALF], cos_desc.layout)
-    pairs = gl.allocate_shared_memory(gl.float32, [2 * Y_STAGES, TILE], LINE)
-    numbers = gl.allocate_shared_memory(gl.int32, [TILE], LINE)
-    numbers.store(gl.arange(0, TILE, layout=gl.BlockedLayout([1], [32], [4], [0])))
+    pairs = gl.allocate_shared_memory(gl.float32, [Y_STAGES, 2, TILE], sums_desc.layout)
+    numbers = gl.allocate_shared_memory(gl.int32, [2, TILE], LINE)
     raw = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
     room = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
     y_full = gl.allocate_shared_memory(gl.int64, [Y_STAGES, 1], mbarrier.MBarrierLayout())
     y_room = gl.allocate_shared_memory(gl.int64, [Y_STAGES, 1], mbarrier.MBarrierLayout())
-    known = gl.allocate_shared_memory(gl.int64, [Y_STAGES, 1], mbarrier.MBarrierLayout())
     t_full = gl.allocate_shared_memory(gl.int64, [T_STAGES, 1], mbarrier.MBarrierLayout())
     t_room = gl.allocate_shared_memory(gl.int64, [T_STAGES, 1], mbarrier.MBarrierLayout())
     for place in gl.static_range(X_STAGES):
@@ -72,16 +70,15 @@ def hopper_gradient_kernel(
     for place in gl.static_range(Y_STAGES):
         mbarrier.init(y_full.index(place), count=1)
         mbarrier.init(y_room.index(place), count=2)
-        mbarrier.init(known.index(place), count=1)
     for place in gl.static_range(T_STAGES):
         mbarrier.init(t_full.index(place), count=1)
         mbarrier.init(t_room.index(place), count=1)
     work = (turns_of(units, SPAN), heads, group, rows, others, offset)
     places = (x_b, x_h, x_s, y_b, y_h, y_s, cos_s, sin_s)
     x_rings, y_rings, t_rings = (ring, raw, full, room), (y_ring, y_full, y_room), (t_ring, t_full, t_room)
-    tensors, made, sums = (x_ptr, y_ptr, cos_ptr, sin_ptr), (dx_ptr, dy_ptr), (pairs, known)
+    tensors, made = (x_ptr, y_ptr, cos_ptr, sin_ptr), (dx_ptr, dy_ptr)
     from_o = (o_ptr, lse_ptr, dlse_ptr, sums_ptr, dlse_b, dlse_h, dlse_s)
-    given = (tensors, from_o, made, (ring, full, room), y_rings, (pairs, known, numbers), work, places, scale)
+    given = (tensors, from_o, made, (ring, full, room), y_rings, (pairs, numbers), work, places, scale)
     of_first = (own.index(0), own.index(1), own.index(2), own.index(3), own.index(4), own.index(5))
     of_second = (own.index(6), own.index(7), own.index(8), own.index(9), own.index(10), own.index(11))
     wait_for_launch(True)
@@ -91,7 +88,7 @@ def hopper_gradient_kernel(
             (pull, (given, of_second, 1, HALF, CAUSAL, OF_KEYS, SPAN)),
             (turn_x, (x_rings, t_rings, work, SLICE, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
             (bring_x, (x_desc, cos_desc, sin_desc, x_rings, t_rings, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
-            (bring_y, (y_desc, sums_ptr, y_rings, sums, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
+            (bring_y, (y_desc, sums_desc, y_rings, pairs, work, HALF, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)),
         ],
         [4, 4, 1, 1],
         [224, 40, 24, 24] if OF_KEYS else [208, 72, 24, 24],
@@ -169,8 +166,8 @@ def prepare(wish: Wish) -> Callable[..., None]:
         programs = min(ceil_div(units, span), wish.places)
         launches.append(Prepared(hopper_gradient_kernel, programs, (*numbers, *steps), constants, {}))
     of_q, of_k, of_v, of_do = (Blocks(1, 1, TILE.value, half) for _ in range(4))
-    of_cos, of_sin = Blocks(TILE.value, half), Blocks(TILE.value, half)
-    sums_shape = batch * heads, 2, ceil_div(rows, own) * own
+    of_cos, of_sin, of_sums = Blocks(TILE.value, half), Blocks(TILE.value, half), Blocks(2, TILE.value)
+    sums_shape = 2 * batch * heads, ceil_div(rows, own) * own
 
     def run(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, o: torch.Tensor,
@@ -178,9 +175,9 @@ def prepare(wish: Wish) -> Callable[..., None]:
         keys: bool,
     ) -> None:  # fmt: skip
         sums = torch.empty(sums_shape, dtype=torch.float32, device=q.device)
-        of_tables = of_cos.of(cos), of_sin.of(sin)
-        launches[0].run((q, do, o, cos, sin, lse, dlse, sums, dq, dq, of_k.of(k), of_v.of(v), *of_tables))
+        rest = of_cos.of(cos), of_sin.of(sin), of_sums.of(sums)
+        launches[0].run((q, do, o, cos, sin, lse, dlse, sums, dq, dq, of_k.of(k), of_v.of(v), *rest))
         if keys:
-            launches[1].run((k, v, o, cos, sin, lse, dlse, sums, dk, dv, of_q.of(q), of_do.of(do), *of_tables))
+            launches[1].run((k, v, o, cos, sin, lse, dlse, sums, dk, dv, of_q.of(q), of_do.of(do), *rest))
 
     return run

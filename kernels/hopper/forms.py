@@ -12,6 +12,7 @@ from kernels.launch import VECTOR_ELEMENTS
 from kernels.special import Wish
 
 TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+ALL_TYPES = TYPES | {torch.float32: gl.float32}
 
 
 def are_even(wish: Wish) -> bool:
@@ -26,7 +27,7 @@ def are_even(wish: Wish) -> bool:
 
 def described(x: torch.Tensor, block: list[int]) -> TensorDescriptor:
     """What a bulk copy of blocks has to know; its rows start at multiples of 16 bytes."""
-    layout = gl.NVMMASharedLayout.get_default_for(block, TYPES[x.dtype])
+    layout = gl.NVMMASharedLayout.get_default_for(block, ALL_TYPES[x.dtype])
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout)
 
 

@@ -75,7 +75,9 @@ def pull(
     x1, x2, y1, y2, cos_room, sin_room = own
     ring, full, room = x_rings
     y_ring, y_full, y_room = y_rings
-    pairs, known, numbers = sums
+    pairs, lines = sums
+    numbers = lines.index(WHICH)
+    numbers.store(gl.arange(0, TILE, layout=gl.BlockedLayout([1], [32], [4], [0])))
     mine, heads, _, rows, others, offset = work
     WIDTH: gl.constexpr = 2 * HALF
     DOT: gl.constexpr = ring.dtype
@@ -150,13 +152,11 @@ def pull(
             dp = warpgroup_mma(y1, third.permute((1, 0)), dp, use_acc=False, is_async=True)
             dp = warpgroup_mma(y2, fourth.permute((1, 0)), dp, is_async=True)
             if OF_KEYS:
-                mbarrier.wait(known.index(y_place), y_parity)
-            if OF_KEYS:
                 s = warpgroup_mma_wait(2, deps=[s])
             else:
                 s, a1, a2 = warpgroup_mma_wait(2, deps=[s, a1, a2])
             if OF_KEYS:
-                p = gl.exp2(s * units - pairs.index(2 * y_place).load(gl.SliceLayout(0, S))[None, :])
+                p = gl.exp2(s * units - pairs.index(y_place).slice(0, 1, 0).load(S))
             else:
                 p = gl.exp2(s * units - lse_2[:, None])
             at_edge = (row < whole_from) | (row + TILE > whole_to)
@@ -167,7 +167,7 @@ def pull(
                 h1 = warpgroup_mma(left_y, third, h1, is_async=True)
                 h2 = warpgroup_mma(left_y, fourth, h2, is_async=True)
                 dp = warpgroup_mma_wait(2, deps=[dp])
-                ds = p * (dp - pairs.index(2 * y_place + 1).load(gl.SliceLayout(0, S))[None, :])
+                ds = p * (dp - pairs.index(y_place).slice(1, 1, 0).load(S))
             else:
                 dp = warpgroup_mma_wait(0, deps=[dp])
                 ds = p * (dp - delta[:, None])

@@ -91,15 +91,12 @@ def bring_x(
 
 @gluon.jit
 def bring_y(
-    y_desc, sums_ptr, y_rings, sums, work,
+    y_desc, sums_desc, y_rings, sums, work,
     HALF: gl.constexpr, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
 ):  # fmt: skip
     """Streamed y as far ahead as there is room; for keys, lse and delta of these rows too."""
     ring, full, room = y_rings
-    pairs, known = sums
-    mine, heads, group, _, others, _ = work
-    lanes = gl.arange(0, TILE, layout=gl.BlockedLayout([2], [32], [1], [0]))
-    padded = gl.cdiv(others, OWN) * OWN
+    mine, heads, group = work[0], work[1], work[2]
     at = mine * 0
     for turn in range(mine):
         head, _start, first, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
@@ -107,14 +104,13 @@ def bring_y(
             b, h, row = met_in(step, head, first, each, work, OF_KEYS)
             place, parity = place_of(at, Y_STAGES)
             mbarrier.wait(room.index(place), parity ^ 1)
-            mbarrier.expect(full.index(place), 2 * y_desc.block_type.nbytes)
+            more: gl.constexpr = sums_desc.block_type.nbytes if OF_KEYS else 0
+            mbarrier.expect(full.index(place), 2 * y_desc.block_type.nbytes + more)
             tma.async_copy_global_to_shared(y_desc, [b, h, row, 0], full.index(place), ring.index(2 * place))
             tma.async_copy_global_to_shared(y_desc, [b, h, row, HALF], full.index(place), ring.index(2 * place + 1))
             if OF_KEYS:
-                of_rows = sums_ptr + ((b * heads * group + h).to(gl.int64) * 2 * padded + row) + lanes
-                pairs.index(2 * place).store(gl.load(of_rows))
-                pairs.index(2 * place + 1).store(gl.load(of_rows + padded))
-                mbarrier.arrive(known.index(place), count=1)
+                pair = 2 * (b * heads * group + h)
+                tma.async_copy_global_to_shared(sums_desc, [pair, row], full.index(place), sums.index(place))
             at += 1
 
 
