@@ -24,8 +24,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import Blocks, are_even
+from kernels.hopper.rings import place_of
 from kernels.hopper.rows import load_queries, queries_of, rotate, rows_in_lanes, store_rows
-from kernels.hopper.streams import place_of
 from kernels.hopper.units import KEYS, ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
 from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E

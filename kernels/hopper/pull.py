@@ -9,8 +9,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from kernels.hopper.rings import place_of
 from kernels.hopper.rows import load_half, load_halves, rotate, rows_in_lanes, store_halves
-from kernels.hopper.streams import TILE, X_STAGES, Y_STAGES, place_of, steps_of, unit_of
+from kernels.hopper.streams import TILE, X_STAGES, Y_STAGES, steps_of, unit_of
 from kernels.hopper.units import ROWS
 from kernels.softmax import LOG2_E, finite_or_zero
 

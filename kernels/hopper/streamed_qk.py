@@ -22,14 +22,16 @@ from kernels.fused import check_programs
 from kernels.hopper import qk
 from kernels.hopper.forms import Blocks
 from kernels.hopper.qk import finished
+from kernels.hopper.rings import place_of
 from kernels.hopper.rows import load_half, load_halves, rotate, rows_in_lanes
-from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, bring_x, met_in, place_of, steps_of, turn_x, unit_of
+from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, bring_x, met_in, steps_of, turn_x, unit_of
 from kernels.hopper.units import turns_of
 from kernels.launch import Prepared, ceil_div
 from kernels.special import Wish
 
 KEYS, PART = gl.constexpr(256), gl.constexpr(128)  # that a program owns, and that a group of warps rotates
 ENOUGH_UNITS = 0.75  # for each multiprocessor and round
+FEWEST_STEPS = 4  # of a unit, where there is one round
 
 
 @gluon.jit
@@ -165,9 +167,17 @@ def units_of(wish: Wish) -> int:
 
 def pays(wish: Wish) -> bool:
     """Whether it is quicker than the other kernels: few multiprocessors are left without a unit in the last round."""
-    units, places = units_of(wish), wish.places
-    full = units >= ENOUGH_UNITS * places * ceil_div(units, places)
-    return full and wish.forms["q"].shape[2] >= 2 * TILE.value and wish.forms["k"].shape[2] > PART.value
+    (_, heads, rows, width), (_, heads_k, keys, _) = wish.forms["q"].shape, wish.forms["k"].shape
+    rounds = ceil_div(units_of(wish), wish.places)
+    full = units_of(wish) >= ENOUGH_UNITS * wish.places * rounds
+    steps = ceil_div(rows, TILE.value) * (heads // heads_k)
+    return (
+        full
+        and not wish.causal
+        and width == 128
+        and keys > PART.value
+        and steps >= (FEWEST_STEPS if rounds == 1 else 2 * FEWEST_STEPS)
+    )
 
 
 def prepare(wish: Wish) -> Callable[..., None]:

@@ -8,16 +8,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from kernels.hopper.rings import place_of
 from kernels.hopper.rows import rotate, rows_in_lanes
 
 TILE = gl.constexpr(64)  # streamed rows at once
 X_STAGES, Y_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(3), gl.constexpr(2)
-
-
-@gluon.jit
-def place_of(step, STAGES: gl.constexpr):
-    """(buffer, parity of its barrier's phase) of a step around a ring."""
-    return step % STAGES, (step // STAGES) & 1
 
 
 @gluon.jit

@@ -151,7 +151,7 @@ def units_kernel(
     """What each unit is said to be, at its number."""
     work = (turns_of(units, SPAN), heads, group, rows, others, offset.to(gl.int64))
     for turn in range(work[0]):
-        head, start, first, each = unit_of(turn, work, CAUSAL, OF_KEYS, SPAN)
+        head, start, first, each = unit_of(turn, work, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)
         at = out_ptr + ((turn // SPAN * gl.num_programs(0) + gl.program_id(0)) * SPAN + turn % SPAN) * 4
         gl.store(at, head)
         gl.store(at + 1, start)
@@ -224,7 +224,7 @@ GAINED = """\
                 g1, g2, left = warpgroup_mma_wait(0, deps=[g1, g2, left])
 """
 ROOM_OF_X, ROOM_OF_Y = "mbarrier.arrive(room.index(place), count=1)", "mbarrier.arrive(y_room.index(y_place), count=1)"
-NEXT = "head, start, front, each = unit_of(gl.minimum(turn + 1, mine - 1), work, CAUSAL, OF_KEYS, SPAN)"
+UNIT = "head, start, front, each = unit_of(turn, work, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)"
 OF_GRADIENTS = {
     "nothing": ("Both halves of gradients of rotated rows.", "The halves of gradients of rotated rows.", ""),
     "room for x that is still multiplied": (
@@ -235,8 +235,8 @@ OF_GRADIENTS = {
     ),
     "x that is not turned yet": ("            mbarrier.wait(full.index(place), parity)\n", "", "race"),
     "y that is not there yet": ("            mbarrier.wait(y_full.index(y_place), y_parity)\n", "", "race"),
-    "lse and delta that are not there yet": (
-        "            if OF_KEYS:\n                mbarrier.wait(known.index(y_place), y_parity)\n", "", "race",
+    "lse and delta that were not announced": (
+        "2 * y_desc.block_type.nbytes + more", "2 * y_desc.block_type.nbytes", "gradient",
     ),
     "x turned before it is there": ("            mbarrier.wait(raw.index(place), parity)\n", "", "race"),
     "tables read before they are there": ("            mbarrier.wait(t_full.index(slot), phase)\n", "", "race"),
@@ -245,8 +245,7 @@ OF_GRADIENTS = {
         "            mbarrier.expect(raw", "race",
     ),
     "y that nobody made room for": (
-        "            mbarrier.wait(room.index(place), parity ^ 1)\n            mbarrier.expect(full",
-        "            mbarrier.expect(full", "race",
+        "            mbarrier.wait(room.index(place), parity ^ 1)\n            more:", "            more:", "race",
     ),
     "tables that nobody made room for": ("            mbarrier.wait(t_room.index(slot), phase ^ 1)\n", "", "race"),
     "room that one group makes for both": (
@@ -291,9 +290,9 @@ OF_GRADIENTS = {
     "a front that is not counted": ("row = (front + tile) * TILE", "row = tile * TILE", "gradient"),
     "rows of tables without the offset": ("(row + offset).to(gl.int32) if OF_KEYS else row", "row", "gradient"),
     "keys turned as if they were rows of q": ("offset * 0 if OF_KEYS else offset", "offset", "gradient"),
-    "the unit before once more": (NEXT, NEXT.replace("gl.minimum(turn + 1, mine - 1)", "turn"), "gradient"),
-    "gradients where those of the next unit belong": (
-        "dx_ptr + before, old_start,", "dx_ptr + before, start,", "race",
+    "the first unit once more": (UNIT, UNIT.replace("turn,", "turn * 0,"), "gradient"),
+    "gradients of both groups in one place": (
+        "dx_ptr + before, start,", "dx_ptr + before, start - WHICH * ROWS,", "gradient",
     ),
     "units that nobody takes": ("cdiv(spans - pid, programs)", "cdiv(spans - pid - 1, programs)", "uninitialized"),
     "a ring that begins anew": ("        at += steps_of(each, work, OF_KEYS)\n", "", "gradient"),
@@ -308,7 +307,7 @@ OF_GRADIENTS = {
         "padded = gl.cdiv(rows, 2 * ROWS) * (2 * ROWS)", "padded = gl.cdiv(rows, ROWS) * ROWS", "gradient",
     ),
     "sums of the first head of a group": (
-        "(b * heads * group + h).to", "(b * heads * group + h // group).to", "gradient",
+        "pair = 2 * (b * heads * group + h)", "pair = 2 * (b * heads * group + h // group)", "gradient",
     ),
     "halves of dv the wrong way round": (
         "h1.to(DOT), h2.to(DOT), dy_ptr", "h2.to(DOT), h1.to(DOT), dy_ptr", "gradient",

@@ -40,8 +40,14 @@ def test_they_refuse_what_bulk_copies_cannot_bring(changes):
 )
 def test_they_pay_where_the_last_round_leaves_few_multiprocessors_without_work(units, pays):
     assert streamed_qk.pays(asked_of(keys=256, heads=units)) is pays
-    assert not streamed_qk.pays(asked_of(keys=256, heads=units, rows=127))
-    assert not streamed_qk.pays(asked_of(keys=128, heads=units))
+    for changes in ({"keys": 128}, {"width": 64}, {"causal": True}, {"rows": 192}):
+        assert not streamed_qk.pays(asked_of(**{"keys": 256, "heads": units, **changes}))
+
+
+def test_one_round_pays_with_fewer_queries_than_several():
+    assert streamed_qk.pays(asked_of(keys=256, heads=128, rows=256))
+    assert streamed_qk.pays(asked_of(keys=256, heads=128, rows=128, group=2))
+    assert not streamed_qk.pays(asked_of(keys=256, heads=256, rows=256))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 7])
