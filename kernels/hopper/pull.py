@@ -154,11 +154,9 @@ def pull(
             dp = warpgroup_mma(y2, fourth.permute((1, 0)), dp, is_async=True)
             if OF_KEYS:
                 s = warpgroup_mma_wait(2, deps=[s])
-            else:
-                s, a1, a2 = warpgroup_mma_wait(2, deps=[s, a1, a2])
-            if OF_KEYS:
                 p = gl.exp2(s * units - pairs.index(y_place).slice(0, 1, 0).load(S))
             else:
+                s, a1, a2 = warpgroup_mma_wait(2, deps=[s, a1, a2])
                 p = gl.exp2(s * units - lse_2[:, None])
             at_edge = (row < whole_from) | (row + TILE > whole_to)
             if at_edge:
