@@ -25,7 +25,7 @@ from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import Blocks, are_even
 from kernels.hopper.rings import place_of
-from kernels.hopper.rows import load_queries, queries_of, rotate, rows_in_lanes, store_rows
+from kernels.hopper.rows import begin_of, load_rows, rotate, rows_in_lanes, store_rows
 from kernels.hopper.units import KEYS, ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
 from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E
@@ -169,8 +169,8 @@ def attend(
     units = gl.maximum(gl.abs(scale) * LOG2_E, LEAST).to(gl.float32)
     head, start, count = unit_of(0, rows, keys, offset, CAUSAL, SPAN)
     start += WHICH * ROWS
-    q = queries_of(q_ptr, head, heads, q_b, q_h)
-    x1, x2, cos, sin = load_queries(q, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF)
+    q = begin_of(q_ptr, head, heads, q_b, q_h)
+    x1, x2, cos, sin = load_rows(q, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF)
     step = mine * 0
     for turn in range(mine):
         y1, y2 = rotate(x1, x2, cos, sin)
@@ -191,7 +191,7 @@ def attend(
         s = multiply_keys(q1, q2, k_ring, place, HALF, S)
         next_head, next_start, next_count = unit_of(gl.minimum(turn + 1, mine - 1), rows, keys, offset, CAUSAL, SPAN)
         next_start += WHICH * ROWS
-        q = queries_of(q_ptr, next_head, heads, q_b, q_h)
+        q = begin_of(q_ptr, next_head, heads, q_b, q_h)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_room.index(place), count=1)
         if seen < KEYS:
@@ -225,7 +225,7 @@ def attend(
         place, parity = place_of(step - 1, V_STAGES)
         mbarrier.wait(v_full.index(place), parity)
         o = warpgroup_mma(left, v_ring.index(place).reshape((KEYS, WIDTH_V)), o, is_async=True)
-        x1, x2, cos, sin = load_queries(q, cos_ptr, sin_ptr, next_start, rows, offset, q_s, cos_s, sin_s, HALF)
+        x1, x2, cos, sin = load_rows(q, cos_ptr, sin_ptr, next_start, rows, offset, q_s, cos_s, sin_s, HALF)
         o, left = warpgroup_mma_wait(0, deps=[o, left])
         mbarrier.arrive(v_room.index(place), count=1)
 

@@ -10,7 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from kernels.hopper.rings import place_of
-from kernels.hopper.rows import load_half, load_halves, rotate, rows_in_lanes, store_halves
+from kernels.hopper.rows import begin_of, load_halves, load_rows, rotate, rows_in_lanes, store_halves
 from kernels.hopper.streams import TILE, X_STAGES, Y_STAGES, steps_of, unit_of
 from kernels.hopper.units import ROWS
 from kernels.softmax import LOG2_E, finite_or_zero
@@ -42,14 +42,10 @@ def load_own(tensors, head, start, rows, placed, places, heads, HALF: gl.constex
     """Own rows of x and y, both halves, and rows of the tables; where there are no more, the last one again."""
     x_ptr, y_ptr, cos_ptr, sin_ptr = tensors
     x_b, x_h, x_s, y_b, y_h, y_s, cos_s, sin_s = places
-    b, h = head // heads, head % heads
-    x_ptr += b.to(gl.int64) * x_b + h.to(gl.int64) * x_h
-    y_ptr += b.to(gl.int64) * y_b + h.to(gl.int64) * y_h
+    x_ptr = begin_of(x_ptr, head, heads, x_b, x_h)
+    x1, x2, cos, sin = load_rows(x_ptr, cos_ptr, sin_ptr, start, rows, placed, x_s, cos_s, sin_s, HALF)
     i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows_in_lanes(HALF))), rows - 1).to(gl.int64)
-    x1, x2 = load_halves(x_ptr, i * x_s, HALF)
-    cos = load_half(cos_ptr, (i + placed) * cos_s, HALF)
-    sin = load_half(sin_ptr, (i + placed) * sin_s, HALF)
-    y1, y2 = load_halves(y_ptr, i * y_s, HALF)
+    y1, y2 = load_halves(begin_of(y_ptr, head, heads, y_b, y_h), i * y_s, HALF)
     return x1, x2, cos, sin, y1, y2
 
 
@@ -60,8 +56,8 @@ def load_sums(from_o, head, start, rows, heads, HALF: gl.constexpr):
     i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows_in_lanes(HALF))), rows - 1).to(gl.int64)
     before = head.to(gl.int64) * rows
     o1, o2 = load_halves(o_ptr + before * (2 * HALF), i * (2 * HALF), HALF)
-    of_head = dlse_ptr + (head // heads).to(gl.int64) * dlse_b + (head % heads).to(gl.int64) * dlse_h
-    return o1, o2, gl.load(lse_ptr + before + i), gl.load(of_head + i * dlse_s)
+    dlse_ptr = begin_of(dlse_ptr, head, heads, dlse_b, dlse_h)
+    return o1, o2, gl.load(lse_ptr + before + i), gl.load(dlse_ptr + i * dlse_s)
 
 
 @gluon.jit

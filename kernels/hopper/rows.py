@@ -19,21 +19,9 @@ def rotate(x1, x2, cos, sin):
 
 
 @gluon.jit
-def queries_of(q_ptr, head, heads, q_b, q_h):
-    """Where a head of q begins."""
-    return q_ptr + (head // heads).to(gl.int64) * q_b + (head % heads).to(gl.int64) * q_h
-
-
-@gluon.jit
-def load_queries(q_ptr, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF: gl.constexpr):
-    """Both halves (ROWS, HALF) of a group's rows of a head of q, and their rows of the tables."""
-    OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
-    i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, OF_ROWS)), rows - 1).to(gl.int64)
-    d = gl.arange(0, HALF, layout=gl.SliceLayout(0, OF_ROWS))[None, :]
-    q = gl.multiple_of(q_ptr + (i * q_s)[:, None], (16, 16)) + d
-    cos = gl.multiple_of(cos_ptr + ((i + offset) * cos_s)[:, None], (16, 16)) + d
-    sin = gl.multiple_of(sin_ptr + ((i + offset) * sin_s)[:, None], (16, 16)) + d
-    return gl.load(q), gl.load(q + HALF), gl.load(cos), gl.load(sin)
+def begin_of(x_ptr, head, heads, x_b, x_h):
+    """Where a head begins, counted over all batches."""
+    return x_ptr + (head // heads).to(gl.int64) * x_b + (head % heads).to(gl.int64) * x_h
 
 
 @gluon.jit
@@ -47,6 +35,14 @@ def load_half(x_ptr, at, HALF: gl.constexpr):
 def load_halves(x_ptr, at, HALF: gl.constexpr):
     """Both halves of such rows."""
     return load_half(x_ptr, at, HALF), load_half(x_ptr + HALF, at, HALF)
+
+
+@gluon.jit
+def load_rows(x_ptr, cos_ptr, sin_ptr, start, rows, offset, x_s, cos_s, sin_s, HALF: gl.constexpr):
+    """Both halves (ROWS, HALF) of a group's rows of a head, and rows of the tables; beyond the last row, that again."""
+    i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows_in_lanes(HALF))), rows - 1).to(gl.int64)
+    x1, x2 = load_halves(x_ptr, i * x_s, HALF)
+    return x1, x2, load_half(cos_ptr, (i + offset) * cos_s, HALF), load_half(sin_ptr, (i + offset) * sin_s, HALF)
 
 
 @gluon.jit

@@ -23,7 +23,7 @@ from kernels.hopper import qk
 from kernels.hopper.forms import Blocks
 from kernels.hopper.qk import finished
 from kernels.hopper.rings import place_of
-from kernels.hopper.rows import load_half, load_halves, rotate, rows_in_lanes
+from kernels.hopper.rows import begin_of, load_half, load_halves, rotate, rows_in_lanes
 from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, bring_x, met_in, steps_of, turn_x, unit_of
 from kernels.hopper.units import turns_of
 from kernels.launch import Prepared, ceil_div
@@ -39,7 +39,7 @@ def own_keys(tensors, head, start, keys, heads, places, HALF: gl.constexpr):
     """Keys from ``start`` on for a group, rotated; where there are no more, the last one again."""
     k_ptr, cos_ptr, sin_ptr, _out = tensors
     k_b, k_h, k_s, cos_s, sin_s = places
-    k_ptr += (head // heads).to(gl.int64) * k_b + (head % heads).to(gl.int64) * k_h
+    k_ptr = begin_of(k_ptr, head, heads, k_b, k_h)
     n = start + gl.arange(0, PART, layout=gl.SliceLayout(1, rows_in_lanes(HALF)))
     i = gl.minimum(n, keys - 1).to(gl.int64)
     x1, x2 = load_halves(k_ptr, i * k_s, HALF)

@@ -95,7 +95,7 @@ FLAWS = {
     "scores beyond the last key": (
         "(i < rows)[:, None] & (j < keys)", "(i < rows)[:, None] & (j >= 0)", "out_of_bounds",
     ),
-    "heads of k not told apart": ("k_b + (head % heads).to(gl.int64) * k_h", "k_b", "mismatch"),
+    "heads of k not told apart": ("head, heads, k_b, k_h)", "head, heads, k_b, k_h * 0)", "mismatch"),
     "heads of q not told apart": (
         "(b * heads * group + h).to(gl.int64) * rows", "(b * heads * group).to(gl.int64) * rows", "uninitialized",
     ),
