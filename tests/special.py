@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fuzzrope.case import Backward, Case, TensorSpec, Values
 from fuzzrope.geometry import dense
 from fuzzrope.judge import judge
@@ -255,13 +257,22 @@ def share_of(text: str) -> tuple[int, int]:
     return int(which), int(count)
 
 
+def compiled_as(asked: Case) -> tuple[object, ...]:
+    """What kernels are compiled for, which takes longer than to judge a case."""
+    of_values = asked["v"].shape[3] if asked.operation == ATTENTION else 0
+    causal = dict(asked.options).get("causal", False)
+    q = asked["q"]
+    return asked.operation, q.dtype, q.shape[3], of_values, causal, asked.backward is not None
+
+
 def asked_for(device: str, count: int, seed: int, share: tuple[int, int]) -> list[tuple[str, Case]]:
-    """A share of all cases by name, in the order in which they are judged."""
+    """A share of all cases by name, in the order in which they are judged: those that compile the same, together."""
     part, parts = share
-    cases = list((BY_HAND | LARGE if device == "cuda" else BY_HAND).items())[part::parts]
-    for number in range(part, count, parts):
+    cases = list((BY_HAND | LARGE if device == "cuda" else BY_HAND).items())
+    for number in range(count):
         cases += [(f"{operation} {number}", drawn(operation, number, seed)) for operation in KERNELS]
-    return cases
+    forms = sorted({compiled_as(asked) for _, asked in cases}, key=repr)
+    return [(name, asked) for name, asked in cases if compiled_as(asked) in forms[part::parts]]
 
 
 def main(arguments: list[str]) -> int:
@@ -271,7 +282,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--engine", choices=("ttir", CONTRACTING), default="ttir", help="of a CPU")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="of cases by chance for each operation")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="every N-th")
+    parser.add_argument("--share", type=share_of, default=(0, 1), metavar="I/N", help="of what compiles alike")
     parser.add_argument(
         "--max-time", type=float, default=math.inf, metavar="SECONDS", help="after which no further case is begun"
     )
@@ -309,4 +320,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # shares run side by side: threads of each would wait for those of all others
     sys.exit(main(sys.argv[1:]))
