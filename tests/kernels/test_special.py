@@ -1,8 +1,6 @@
 """Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found."""
 
-import json
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +15,9 @@ from kernels.hopper import attention, qk, wide_qk
 from kernels.hopper.forms import Blocks, described
 from kernels.special import SPECIAL, Wish, special_for
 from kernels.tiling import HOPPER, SHIPPED, Pins
-from tests import special as command
 from tests.kernels.changed import ANY, GIVEN, KERNEL, attention_wish, kinds_with, loaded, wish
 from tests.kernels.stores import stored_through
-from tests.special import ATTENTION, BY_HAND, GRADIENT_KERNEL, KERNELS, QK, case, drawn
+from tests.special import ATTENTION, BY_HAND, GRADIENT_KERNEL, QK, case, drawn
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -361,52 +358,6 @@ def test_weights_that_contraction_takes_from_huge_scores_are_found_where_it_is_d
     assert dict(asked.tensors)["q"].values.kind == "wide"
     with Runner(find("kernels.rope_attention@special"), engine=engine) as runner:
         assert kinds_with(tmp_path, runner, "attention", (SCALED_LATE, weights), asked) == kinds
-
-
-def test_the_command_tells_what_is_right_and_what_went_another_way(monkeypatch, capsys, tmp_path):
-    cases = {"taken": case(QK, rows=3, keys=8, width=64), "not taken": case(QK, "float32", rows=3, keys=8, width=64)}
-    monkeypatch.setattr(command, "BY_HAND", cases)
-    assert command.main(["--json", str(tmp_path / "said.json")]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "not taken: another kernel was taken"
-    assert lines[1].startswith("2 of 2 cases, 1 of them not right")
-    said = json.loads((tmp_path / "said.json").read_text())
-    assert said["wrong"] == {"not taken": "another kernel was taken"}
-    assert said["asked"] == {QK: 2}
-    assert said["cases"][QK] == 2
-    monkeypatch.setattr(command, "BY_HAND", {"taken": cases["taken"]})
-    assert command.main(["--device", "cpu", "--count", "1"]) == 0
-
-
-@pytest.mark.parametrize(("seconds", "judged"), [(0.0, []), (1.5, [QK]), (6.0, [QK, QK, ATTENTION, QK])])
-def test_no_case_is_begun_after_the_time_that_there_is_and_both_operations_have_their_part(
-    monkeypatch, capsys, tmp_path, seconds, judged
-):
-    clock, order = [100.0], []
-
-    def said_of(runner, asked, device):
-        assert runner.target == find(f"kernels.{asked.operation}@special")
-        clock[0] += 1.5
-        order.append(asked.operation)
-        return "right"
-
-    monkeypatch.setattr(command, "said_of", said_of)
-    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(command, "BY_HAND", {"by hand": case(QK), "another": case(ATTENTION)})
-    file = tmp_path / "said.json"
-    ended = command.main(["--count", "7", "--share", "0/2", "--max-time", str(seconds), "--json", str(file)])
-    assert ended == (0 if judged else 1)
-    assert order == judged
-    assert capsys.readouterr().out.startswith(f"{len(judged)} of 9 cases, 0 of them not right")
-    said = json.loads(file.read_text())
-    assert said["asked"] == {QK: 5, ATTENTION: 4}
-    assert {name: said["cases"].get(name, 0) for name in KERNELS} == {name: judged.count(name) for name in KERNELS}
-
-
-def test_cases_by_hand_come_before_those_by_chance_of_both_operations_in_turn():
-    names = [name for name, _ in command.asked_for("cuda", 5, 1, (1, 2))]
-    by_hand = [*BY_HAND, *command.LARGE][1::2]
-    assert names == [*by_hand, *(f"{operation} {n}" for n in (1, 3) for operation in (QK, ATTENTION))]
 
 
 def test_the_interpreter_of_triton_runs_none(monkeypatch):
