@@ -27,12 +27,12 @@ from kernels.hopper.forms import Blocks, are_even
 from kernels.hopper.rings import place_of
 from kernels.hopper.rows import begin_of, load_rows, rotate, rows_in_lanes, store_rows
 from kernels.hopper.units import KEYS, ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
+from kernels.hopper.weights import PARTS, in_parts, weigh
 from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E
 from kernels.special import Wish
 
 SLICE = gl.constexpr(32)  # keys that are rotated at once
-PARTS = gl.constexpr(8)  # sums of a row
 K_STAGES, V_STAGES = gl.constexpr(3), gl.constexpr(2)
 T_STAGES = gl.constexpr(KEYS.value // SLICE.value)  # rows of the tables: a place for each slice of a tile
 ENOUGH_KEYS = 128  # below, most of a tile is empty
@@ -127,27 +127,20 @@ def multiply_keys(q1, q2, k_ring, place, HALF: gl.constexpr, S: gl.constexpr):
 
 
 @gluon.jit
-def in_parts(x, PARTS: gl.constexpr = PARTS):
-    """Rows (ROWS, KEYS) as (ROWS, KEYS / PARTS, PARTS): what a thread has of a row lies in the middle, and in pairs."""
-    return x.reshape((x.shape[0], x.shape[1] // PARTS, PARTS))
+def take_turn(order, step, WHICH: gl.constexpr, CAUSAL: gl.constexpr):
+    """Wait until the other group has begun its products of the step before, so that one weighs while one multiplies.
+
+    On an H200 2 % quicker where rows see all keys, and 1 % slower where they are causal: there it is left out.
+    """
+    if not CAUSAL:
+        mbarrier.wait(order.index(WHICH), (step & 1) ^ (1 - WHICH))
 
 
 @gluon.jit
-def weigh(s, top, total, units):
-    """(weights, factor of what was summed before, largest score, sums of weights) with the scores of a tile.
-
-    Sums are those of PARTS columns (ROWS, PARTS), so that no thread needs another's. Scores are taken from the largest
-    before they are scaled: of huge ones, ``s * units - known * units`` in one step is what the product was rounded by.
-    """
-    best = gl.maximum(top, gl.convert_layout(gl.max(gl.max(in_parts(s), 1), 1), top.type.layout))
-    scaled = best * units
-    beyond = (scaled == float("inf")) | ((scaled == -float("inf")) & (best != -float("inf")))
-    known = gl.where(best == -float("inf"), 0.0, best)
-    known = gl.where(beyond, float("nan"), known)
-    p = gl.exp2((s - known[:, None]) * units)
-    alpha = gl.exp2((top - known) * units)
-    of_parts = gl.convert_layout(alpha, gl.SliceLayout(1, total.type.layout))[:, None]
-    return p, alpha, best, total * of_parts + gl.sum(in_parts(p), 1)
+def pass_turn(order, WHICH: gl.constexpr, CAUSAL: gl.constexpr):
+    """The other group may begin its products."""
+    if not CAUSAL:
+        mbarrier.arrive(order.index(1 - WHICH), count=1)
 
 
 @gluon.jit
@@ -157,7 +150,7 @@ def attend(
 ):  # fmt: skip
     """One group's rows of q against all tiles of keys, with the softmax carried along; one unit after the other."""
     q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr = tensors
-    k_ring, full, k_room, v_ring, v_full, v_room, lines = rings
+    k_ring, full, k_room, v_ring, v_full, v_room, order, lines = rings
     numbers = lines.index(WHICH)  # of columns, in shared memory, or they would take registers all along
     numbers.store(gl.arange(0, KEYS, layout=gl.BlockedLayout([1], [32], [4], [0])))
     mine, heads, _, rows, keys, offset = work
@@ -188,7 +181,9 @@ def attend(
 
         place, parity = place_of(step, K_STAGES)
         mbarrier.wait(full.index(place), parity)
+        take_turn(order, step, WHICH, CAUSAL)
         s = multiply_keys(q1, q2, k_ring, place, HALF, S)
+        pass_turn(order, WHICH, CAUSAL)
         next_head, next_start, next_count = unit_of(gl.minimum(turn + 1, mine - 1), rows, keys, offset, CAUSAL, SPAN)
         next_start += WHICH * ROWS
         q = begin_of(q_ptr, next_head, heads, q_b, q_h)
@@ -206,8 +201,10 @@ def attend(
             v_place, v_parity = place_of(step + tile - 1, V_STAGES)
             mbarrier.wait(full.index(place), parity)
             mbarrier.wait(v_full.index(v_place), v_parity)
+            take_turn(order, step + tile, WHICH, CAUSAL)
             s = multiply_keys(q1, q2, k_ring, place, HALF, S)
             o = warpgroup_mma(left, v_ring.index(v_place).reshape((KEYS, WIDTH_V)), o, is_async=True)
+            pass_turn(order, WHICH, CAUSAL)
             s = warpgroup_mma_wait(1, deps=[s])
             mbarrier.arrive(k_room.index(place), count=1)
             if tile >= whole:
@@ -259,6 +256,9 @@ def hopper_attention_kernel(
     v_room = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     t_full = gl.allocate_shared_memory(gl.int64, [T_STAGES, 1], mbarrier.MBarrierLayout())
     t_room = gl.allocate_shared_memory(gl.int64, [T_STAGES, 1], mbarrier.MBarrierLayout())
+    order = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(order.index(0), count=1)
+    mbarrier.init(order.index(1), count=1)
     for place in gl.static_range(K_STAGES):
         mbarrier.init(raw.index(place), count=1)
         mbarrier.init(full.index(place), count=1)
@@ -272,7 +272,7 @@ def hopper_attention_kernel(
     work = (turns_of(units, SPAN), heads, group, rows, keys, offset)
     places = (q_b, q_h, q_s, cos_s, sin_s)
     numbers = gl.allocate_shared_memory(gl.int32, [2, KEYS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    rings = (k_ring, full, k_room, v_ring, v_full, v_room, numbers)
+    rings = (k_ring, full, k_room, v_ring, v_full, v_room, order, numbers)
     tables = (t_ring, t_full, t_room)
     tensors = (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr)
     q1, q2, q3, q4 = turned.index(0), turned.index(1), turned.index(2), turned.index(3)

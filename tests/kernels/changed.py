@@ -52,7 +52,7 @@ def gradient_wish(rows=512, keys=512, width=128, width_v=128, table=512, heads=2
     return wish(q, k, v, (table, width // 2), (table, width // 2), do, q[:3], **changes)
 
 
-PARTS = re.compile(r"from kernels\.hopper\.(pull|rows|streams|units) import .*\n")  # whose flaws are its own
+PARTS = re.compile(r"from kernels\.hopper\.(pull|rows|streams|units|weights) import .*\n")  # whose flaws are its own
 
 
 def text_of(path: Path, known: set[str]) -> str:

@@ -17,7 +17,17 @@ from kernels.special import SPECIAL, Wish, special_for
 from kernels.tiling import HOPPER, SHIPPED, Pins
 from tests.kernels.changed import ANY, GIVEN, KERNEL, attention_wish, kinds_with, loaded, wish
 from tests.kernels.stores import stored_through
-from tests.special import ATTENTION, BY_HAND, GRADIENT_KERNEL, QK, case, drawn
+from tests.special import (
+    ATTENTION,
+    BY_HAND,
+    GRADIENT_KERNEL,
+    KERNELS,
+    QK,
+    case,
+    drawn,
+    gradient_launches,
+    said_of,
+)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -29,7 +39,7 @@ def test_they_are_taken_and_right(runner, name):
     verdict = judge(asked, outcome, target)
     assert not verdict.skipped
     assert not verdict.findings
-    launched, gradients = [launch.kernel for launch in outcome.launches], command.gradient_launches(asked)
+    launched, gradients = [launch.kernel for launch in outcome.launches], gradient_launches(asked)
     narrow = slice(None, -1) if asked.operation == QK else slice(None)
     assert launched[0] in KERNELS[asked.operation][slice(-1, None) if name.startswith("wide") else narrow]
     if gradients or asked.backward is None:
@@ -44,8 +54,8 @@ def test_cases_by_chance_are_taken_and_right(runner, operation):
     runner.turn_to(find(f"kernels.{operation}@special"))
     cases = [drawn(operation, number, 3) for number in range(8)]
     assert any(asked.backward for asked in cases)
-    assert any(map(command.gradient_launches, cases)) == (operation == ATTENTION)
-    assert {command.said_of(runner, asked, "cpu") for asked in cases} == {"right"}
+    assert any(map(gradient_launches, cases)) == (operation == ATTENTION)
+    assert {said_of(runner, asked, "cpu") for asked in cases} == {"right"}
 
 
 def test_without_pins_they_are_taken_where_they_pay():
@@ -338,6 +348,17 @@ def test_a_flaw_put_into_attention_is_found(runner, tmp_path, flaw):
     asked = case(ATTENTION, rows=300, keys=700, heads=(4, 1), causal=True, q_offset=250, return_lse=True)
     kinds = kinds_with(tmp_path, runner, "attention", (right, wrong), asked)
     assert kind in kinds if kind else not kinds, kinds
+
+
+@pytest.mark.parametrize(
+    ("parity", "kinds"),
+    [("(step & 1) ^ (1 - WHICH)", set()), ("(step & 1) ^ WHICH", set()), ("step & 1", {"exception"})],
+)
+def test_either_group_of_attention_may_be_first_and_two_that_wait_for_each_other_are_found(
+    runner, tmp_path, parity, kinds
+):
+    asked = case(ATTENTION, rows=300, keys=300, heads=(2, 1), width=64)
+    assert kinds_with(tmp_path, runner, "attention", ("(step & 1) ^ (1 - WHICH)", parity), asked) == kinds
 
 
 SCALED_LATE = "gl.exp2((s - known[:, None]) * units)"

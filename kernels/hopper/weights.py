@@ -1,0 +1,30 @@
+"""Weights of a tile of scores, with the softmax carried along."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+PARTS = gl.constexpr(8)  # sums of a row
+
+
+@gluon.jit
+def in_parts(x, PARTS: gl.constexpr = PARTS):
+    """Rows (ROWS, KEYS) as (ROWS, KEYS / PARTS, PARTS): what a thread has of a row lies in the middle, and in pairs."""
+    return x.reshape((x.shape[0], x.shape[1] // PARTS, PARTS))
+
+
+@gluon.jit
+def weigh(s, top, total, units):
+    """(weights, factor of what was summed before, largest score, sums of weights) with the scores of a tile.
+
+    Sums are those of PARTS columns (ROWS, PARTS), so that no thread needs another's. Scores are taken from the largest
+    before they are scaled: of huge ones, ``s * units - known * units`` in one step is what the product was rounded by.
+    """
+    best = gl.maximum(top, gl.convert_layout(gl.max(gl.max(in_parts(s), 1), 1), top.type.layout))
+    scaled = best * units
+    beyond = (scaled == float("inf")) | ((scaled == -float("inf")) & (best != -float("inf")))
+    known = gl.where(best == -float("inf"), 0.0, best)
+    known = gl.where(beyond, float("nan"), known)
+    p = gl.exp2((s - known[:, None]) * units)
+    alpha = gl.exp2((top - known) * units)
+    of_parts = gl.convert_layout(alpha, gl.SliceLayout(1, total.type.layout))[:, None]
+    return p, alpha, best, total * of_parts + gl.sum(in_parts(p), 1)
