@@ -1,9 +1,10 @@
 """Warps of one block that share memory: roles, barriers, bulk copies, products that read while the program goes on.
 
-Roles take turns, each until it has to wait; they run one program at a time. What orders them is followed by vector
-clocks: an access of shared memory that another role, a bulk copy or a product may make at the same time is reported
-as a race, whatever came of it here. A copy lands when its barrier is waited for. The rules are those of the PTX manual
-for ``mbarrier``, ``cp.async.bulk`` and ``wgmma``.
+Roles take turns, each until it has to wait; they run one program at a time. A GPU may let any of them fall behind, so
+in most programs one does: in each another, which goes on only where no other can. What orders them is followed by
+vector clocks: an access of shared memory that another role, a bulk copy or a product may make at the same time is
+reported as a race, whatever came of it here. A copy lands when its barrier is waited for. The rules are those of the
+PTX manual for ``mbarrier``, ``cp.async.bulk`` and ``wgmma``.
 """
 
 from __future__ import annotations
@@ -129,9 +130,12 @@ class Warps:
             living.append((role, body()))
         self.everyone = [main, *(role for role, _ in living)]
         main.clock[0] += 1
+        late = self.first % (len(bodies) + 1)  # 0: none
         while living:
             before = self.steps
-            for role, steps in list(living):
+            for role, steps in sorted(living, key=lambda one: one[0].number == late):
+                if role.number == late and self.steps != before:
+                    continue
                 self.role = role
                 try:
                     next(steps)

@@ -25,7 +25,7 @@ from kernels.hopper.forms import TYPES, Blocks
 from kernels.hopper.pull import pull
 from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, Y_STAGES, bring_x, bring_y, turn_x
 from kernels.hopper.units import KEYS, ROWS, pairs_are_quicker, turns_of
-from kernels.launch import VECTOR_ELEMENTS, Prepared, ceil_div
+from kernels.launch import INT32_MAX, VECTOR_ELEMENTS, Prepared, ceil_div
 from kernels.special import Wish
 
 NAME = "rope_attention"
@@ -112,6 +112,7 @@ def serves(wish: Wish) -> bool:
         and not any(stride <= 0 for x in (q, k, v, cos, sin, do) for stride in x.strides)
         and q.shape[3] == v.shape[3]
         and q.shape[3] in (64, 128)
+        and wish.q_offset + q.shape[2] + TILE.value <= INT32_MAX
         and cos.shape[1] == sin.shape[1] == q.shape[3] // 2
         and min(cos.shape[0], sin.shape[0]) >= needed
         and min(math.prod(x.shape) for x in (q, k, v)) > 0

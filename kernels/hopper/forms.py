@@ -26,9 +26,13 @@ def are_even(wish: Wish) -> bool:
 
 
 def described(x: torch.Tensor, block: list[int]) -> TensorDescriptor:
-    """What a bulk copy of blocks has to know; its rows start at multiples of 16 bytes."""
+    """What a bulk copy of blocks has to know; its rows start at multiples of 16 bytes.
+
+    The stride of a single element says nothing, and may be more than hardware takes.
+    """
+    strides = [stride if size > 1 else VECTOR_ELEMENTS for size, stride in zip(x.shape[:-1], x.stride(), strict=False)]
     layout = gl.NVMMASharedLayout.get_default_for(block, ALL_TYPES[x.dtype])
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout)
+    return TensorDescriptor(x, list(x.shape), [*strides, x.stride(-1)], block, layout)
 
 
 class Blocks:

@@ -29,12 +29,12 @@ from kernels.hopper.rings import place_of
 from kernels.hopper.rows import load_half, rotate, rows_in_lanes
 from kernels.hopper.streams import TILE
 from kernels.hopper.units import turns_of
-from kernels.launch import Prepared, ceil_div
+from kernels.launch import INT32_MAX, Prepared, ceil_div
 from kernels.special import Wish
 
 KEYS, PART = gl.constexpr(256), gl.constexpr(128)  # that a program owns, and that are multiplied at once
 STAGES = gl.constexpr(2)  # of queries, which leave for registers soon
-AHEAD = gl.constexpr(3)  # the step of a unit after which no group is in the unit before, and the next keys are brought
+AHEAD = gl.constexpr(STAGES.value + 1)  # the step of a unit at which no group is in the one before: next keys come
 ENOUGH_UNITS, FEWEST_STEPS = 0.7, 3  # units for each multiprocessor and round, and steps of a unit, that pay
 
 
@@ -193,6 +193,7 @@ def score(out_ptr, x_rings, k_rings, rooms, work, scale, WHICH: gl.constexpr, HA
             t = finished(t, numbers, scale, visible - PART, ring.dtype, CAUSAL)
             put(t, buffer, of_head, start, rows, start_n + PART, keys)
         at += steps
+        mbarrier.wait(ready.index(2 * side + 1), turn // 2 & 1)  # without a step, or it may run two units ahead
         mbarrier.arrive(free.index(side), count=1)
 
 
@@ -245,6 +246,7 @@ def serves(wish: Wish) -> bool:
     return (
         qk.serves(wish)
         and wish.forms["q"].shape[3] == 128
+        and wish.q_offset + wish.forms["q"].shape[2] + TILE.value <= INT32_MAX
         and not any(stride <= 0 for x in forms for stride in x.strides)
     )
 

@@ -17,8 +17,8 @@ MANY = 16  # units for each multiprocessor, of which pairs share out well
 def turns_of(units, SPAN: gl.constexpr):
     """How many units of work this program takes, SPAN after each other, of as many as there are programs."""
     pid, programs = gl.program_id(0), gl.num_programs(0)
-    spans = gl.cdiv(units, SPAN)
-    mine = gl.cdiv(spans - pid, programs) * SPAN
+    spans = (units - 1) // SPAN + 1
+    mine = ((spans - 1 - pid) // programs + 1) * SPAN  # cdiv would go beyond 32 bits before it comes back
     return mine - gl.where((spans - 1) % programs == pid, units % SPAN, 0)
 
 

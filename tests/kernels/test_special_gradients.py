@@ -81,6 +81,7 @@ def test_gradients_are_taken_where_programs_of_both_kinds_pay():
         {"width": 64},
         {"table": 511},
         {"table": 1},
+        {"q_offset": 2**31 - 575, "table": 2**31 - 1},
         {"plain": False},
         {"rows": 0},
         {"keys": 0},
@@ -294,7 +295,7 @@ OF_GRADIENTS = {
     "gradients of both groups in one place": (
         "dx_ptr + before, start,", "dx_ptr + before, start - WHICH * ROWS,", "gradient",
     ),
-    "units that nobody takes": ("cdiv(spans - pid, programs)", "cdiv(spans - pid - 1, programs)", "uninitialized"),
+    "units that nobody takes": ("(spans - 1 - pid) // programs", "(spans - 2 - pid) // programs", "uninitialized"),
     "a ring that begins anew": ("        at += steps_of(each, work, OF_KEYS)\n", "", "gradient"),
     "rows beyond the last stored": (
         "there = gl.max_constancy((i < rows)[:, None]", "there = gl.max_constancy((i >= 0)[:, None]", "out_of_bounds",

@@ -29,6 +29,7 @@ def asked_of(rows=512, keys=512, width=128, heads=2, group=1, table=512, batch=1
         {"q": (131072, 0, 128, 1)},
         {"q": (131072, 65536, 129, 1)},
         {"k": (0, 65536, 128, 1)},
+        {"q_offset": 2**31 - 575, "table": 2**31 - 1, "cos": (0, 1), "sin": (0, 1)},
     ],
     ids=str,
 )
@@ -121,3 +122,10 @@ def test_a_flaw_is_found(runner, tmp_path, flaw):
     asked = case(QK, rows=50, keys=520, heads=(8, 4), causal=True, q_offset=320)
     kinds = kinds_with(tmp_path, runner, "streamed scores", (right, wrong), asked)
     assert kind in kinds if kind else not kinds, kinds
+
+
+def test_a_group_without_a_step_of_a_unit_that_does_not_wait_for_its_keys_is_found(runner, tmp_path):
+    asked = case(QK, rows=50, keys=520, heads=(8, 8))  # one step a unit; whoever falls behind, all units are made
+    wait = "        mbarrier.wait(ready.index(2 * side + 1), turn // 2 & 1)  # without"
+    assert not kinds_with(tmp_path, runner, "streamed scores", (wait, wait), asked)
+    assert "exception" in kinds_with(tmp_path, runner, "streamed scores", (wait, "        # without"), asked)
