@@ -271,8 +271,8 @@ def asked_for(device: str, count: int, seed: int, share: tuple[int, int]) -> lis
     cases = list((BY_HAND | LARGE if device == "cuda" else BY_HAND).items())
     for number in range(count):
         cases += [(f"{operation} {number}", drawn(operation, number, seed)) for operation in KERNELS]
-    forms = sorted({compiled_as(asked) for _, asked in cases}, key=repr)
-    return [(name, asked) for name, asked in cases if compiled_as(asked) in forms[part::parts]]
+    forms = sorted({compiled_as(asked) for _, asked in cases}, key=repr)[part::parts]
+    return [(name, asked) for name, asked in cases if compiled_as(asked) in forms]
 
 
 def main(arguments: list[str]) -> int:
