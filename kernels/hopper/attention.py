@@ -130,7 +130,7 @@ def multiply_keys(q1, q2, k_ring, place, HALF: gl.constexpr, S: gl.constexpr):
 def take_turn(order, step, WHICH: gl.constexpr, CAUSAL: gl.constexpr):
     """Wait until the other group has begun its products of the step before, so that one weighs while one multiplies.
 
-    On an H200 2 % quicker where rows see all keys, and 1 % slower where they are causal: there it is left out.
+    Where rows are causal it costs more than it gains, and is left out (reports/baseline/speed.md).
     """
     if not CAUSAL:
         mbarrier.wait(order.index(WHICH), (step & 1) ^ (1 - WHICH))

@@ -15,7 +15,7 @@ MANY = 16  # units for each multiprocessor, of which pairs share out well
 
 @gluon.jit
 def turns_of(units, SPAN: gl.constexpr):
-    """How many units of work this program takes, SPAN after each other, of as many as there are programs."""
+    """How many units of work this program takes, SPAN after each other; no program is without any."""
     pid, programs = gl.program_id(0), gl.num_programs(0)
     spans = (units - 1) // SPAN + 1
     mine = ((spans - 1 - pid) // programs + 1) * SPAN  # cdiv would go beyond 32 bits before it comes back
