@@ -109,6 +109,11 @@ def races_in(output: str) -> list[set[Place]]:
     return [{(kernel, int(line)) for kernel, _, line in ACCESS.findall(one)} for one in RACE.findall(output)]
 
 
+def names_all(output: str) -> bool:
+    """Whether each access of each race has a place. At times the tool has none for the first launch of a process."""
+    return all(one.count(" access at ") == len(ACCESS.findall(one)) for one in RACE.findall(output))
+
+
 def split(output: str) -> tuple[int, int]:
     """How many races are between accesses of which somebody wrote one; and between Triton's own, for roles, alone."""
     own = set().union(*map(made_by_triton, KERNELS))

@@ -302,3 +302,22 @@ def test_races_of_what_roles_are_given_do_not_count_if_the_control_has_the_like(
     assert found["ok"] is ok
     assert found["tools"]["racecheck"]["of_roles"] == 4
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(("times", "ok"), [(1, True), (9, False)])
+def test_a_report_without_places_is_asked_for_again_and_counts_if_it_stays(monkeypatch, tmp_path, times, ok, capsys):
+    race = "= Error: Race reported between Read access at \n=     and Write access at  [9 hazards]\n= \n"
+    (tmp_path / "unclear").write_text(race + "= RACECHECK SUMMARY: 1 hazard displayed\n")
+    (tmp_path / "clear").write_text("= RACECHECK SUMMARY: 0 hazards displayed\n")
+    which = f"echo >> {tmp_path}/$(echo $* | tr -dc a-z0-9); test $(cat {tmp_path}/$(echo $* | tr -dc a-z0-9) | wc -l)"
+    said = f"if {which} -le {times}; then cat {tmp_path}/unclear; else cat {tmp_path}/clear; fi"
+    (tmp_path / "tool").write_text(REPORT.format(code=0, control=said, guarded="true", found=said))
+    (tmp_path / "python").write_text("#!/bin/sh\necho ran 5 cases\n")
+    for name in ("tool", "python"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: str(tmp_path / "tool"))
+    monkeypatch.setattr(sanitizer.sys, "executable", str(tmp_path / "python"))
+    found = sanitizer.sanitize(5, 2)
+    assert found["ok"] is ok
+    assert found["tools"]["racecheck"]["again"] == (3 if ok else 6)
+    capsys.readouterr()

@@ -53,6 +53,15 @@ def test_if_a_report_is_not_understood_all_of_it_counts():
     assert sanitizer.counted("nothing", "racecheck") is None
 
 
+def test_a_report_without_a_place_is_told_from_others():
+    report = said((DEFINED, SPECIALIZED), (WRITTEN, WRITTEN))
+    assert racecheck.names_all("nothing")
+    assert racecheck.names_all(report)
+    nameless = report.replace(f"{KERNEL}+0x160 in attention.py:{WRITTEN}", "")
+    assert not racecheck.names_all(nameless)
+    assert sanitizer.counted(nameless, "racecheck") == 1  # it counts for all that
+
+
 def test_numbers_are_handed_over_and_without_a_barrier_it_is_a_race(engine):
     assert torch.equal(racecheck.run_control("cpu", 2, 3), torch.arange(3 * racecheck.NUMBERS, dtype=torch.int32))
     assert torch.equal(racecheck.run_guarded("cpu", 1, 3), torch.arange(3 * racecheck.NUMBERS))
