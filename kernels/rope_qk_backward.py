@@ -6,12 +6,15 @@ it, so heads of a group are summed inside; each sum has one order. The plain twi
 :func:`kernels.reference.qk_reference`.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from kernels.forms import Meta
 from kernels.fused import (
     Problem,
     are_even,
@@ -26,8 +29,9 @@ from kernels.fused_backward import TableSums, differentiable_once, store_key_gra
 from kernels.launch import TL_DTYPES, ceil_div, enqueue, resolved, start_even
 from kernels.rope_qk import NAME, Plan, launch_qk
 from kernels.rotation import factor
+from kernels.special import Wish, special_for
 from kernels.tiles import key_tiles, lanes_of, load_keys, load_queries, packed_rows, program, row_tiles, seen_from
-from kernels.tiling import Tiles
+from kernels.tiling import Tiles, architecture, multiprocessors
 
 
 @triton.jit
@@ -152,6 +156,22 @@ def choose_tiles(half: int, dtype: torch.dtype) -> Tiles:
     return Tiles(16, 16, 4, 1)
 
 
+@lru_cache(maxsize=1024)
+def find_gradients(problem: Problem, forms: tuple[Meta, ...], device: torch.device) -> Callable[..., None] | None:
+    """:func:`special_gradients`, of those that were asked for before."""
+    named = dict(zip(("q", "k", "cos", "sin", "ds"), forms, strict=True))
+    causal, places = problem.last < problem.keys, multiprocessors(device, problem.pins)
+    wish = Wish(named, problem.dot, problem.scale, causal, problem.offset, True, places)
+    special = special_for("qk_gradients", architecture(device), wish, problem.pins)
+    return special and special.prepare(wish)
+
+
+def special_gradients(problem: Problem, forms: tuple[Meta, ...], device: torch.device) -> Callable[..., None] | None:
+    """What another kernel launches (:mod:`kernels.special`) for inputs and ds of these forms; None where none does."""
+    find = find_gradients if problem.scale != 0 else find_gradients.__wrapped__  # the cache takes 0 and -0 for one
+    return find(problem, forms, device)
+
+
 def qk_gradients(
     problem: Problem,
     precision: str,
@@ -166,6 +186,12 @@ def qk_gradients(
     by_q, by_k = (problem.tiles(name, saved[0].device, dot, width, rule) for name in ("qk_dq", "qk_dk"))
     q, k, cos, sin, ds = resolved(*saved, ds)
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    if not (needs[2] or needs[3]):
+        special = special_gradients(problem, tuple(Meta.of(x) for x in (q, k, cos, sin, ds)), q.device)
+        if special is not None and start_even((q, k, cos, sin, ds)):
+            wanted = [x if need else None for x, need in zip((dq, dk), needs, strict=False)]
+            special(q, k, cos, sin, ds, *wanted)
+            return [*wanted, None, None]
     sums = TableSums(problem, needs[2] or needs[3], q)
     q_steps, k_steps, ds_steps = strides_of(q), strides_of(k), strides_of(ds)
     packed = (0, rows * 2 * problem.half, 2 * problem.half, 1)

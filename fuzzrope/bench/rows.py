@@ -112,7 +112,11 @@ ROWS: tuple[Row, ...] = (
     _decode(8, 32, 8, 4096, 128),
     _decode(8, 32, 8, 32768, 128),
     _square("backward", 4, "32", 4096, 128, of="rope", costly=_ONE),
+    _square("backward", 8, "32", 256, 128, of="scores"),
     _square("backward", 4, "32", 1024, 128, of="scores"),
+    _square("backward", 4, "32", 1024, 128, of="scores", causal=True),
+    _square("backward", 4, "32", 1024, 64, of="scores"),
+    _square("backward", 4, "32/8", 1024, 128, of="scores"),
     *_both_masks(
         _square("backward", 8, "32", 512, 128, of="attention"),
         _square("backward", 4, "32", 1024, 128, of="attention"),

@@ -23,8 +23,8 @@ from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import TYPES, Blocks
 from kernels.hopper.pull import pull
-from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, Y_STAGES, bring_x, bring_y, turn_x
-from kernels.hopper.units import KEYS, ROWS, pairs_are_quicker, turns_of
+from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, Y_STAGES, bring_x, bring_y, tiles_met, turn_x
+from kernels.hopper.units import ROWS, pairs_are_quicker, turns_of
 from kernels.launch import INT32_MAX, VECTOR_ELEMENTS, Prepared, ceil_div
 from kernels.special import Wish
 
@@ -127,19 +127,6 @@ def pays(wish: Wish) -> bool:
     return min(rows, keys) >= own and blocks >= ENOUGH_BLOCKS
 
 
-def tiles_met(wish: Wish, of_keys: bool) -> list[float]:
-    """Tiles, counted as :mod:`kernels.hopper.units` does, that each block of own rows meets, the fewest first."""
-    (_, heads, rows, _), (_, heads_k, keys, _) = wish.forms["q"].shape, wish.forms["k"].shape
-    own, tile, counts = 2 * ROWS.value, TILE.value, []
-    for start in range(0, keys if of_keys else rows, own):
-        if of_keys:
-            met = max(ceil_div(rows, tile) - max(start - wish.q_offset, 0) // tile, 0)
-            counts.append(met * (heads // heads_k))
-        else:
-            counts.append(min(ceil_div(keys, tile), ceil_div(start + own + wish.q_offset, tile)))
-    return sorted(count * tile / KEYS.value for count in counts)
-
-
 def prepare(wish: Wish) -> Callable[..., None]:
     """Plan their launches for what :func:`serves` accepts.
 
@@ -158,7 +145,7 @@ def prepare(wish: Wish) -> Callable[..., None]:
         (k, v, keys, heads_k, rows, True),
     ):
         units = check_programs(NAME, ceil_div(count, own) * batch * count_heads)
-        span = 2 if wish.causal and pairs_are_quicker(units, tiles_met(wish, of_keys), wish.places) else 1
+        span = 2 if wish.causal and pairs_are_quicker(units, tiles_met(wish, of_keys, own), wish.places) else 1
         numbers = units, count_heads, heads // heads_k, count, others, wish.q_offset, wish.scale
         steps = *x.strides[:3], *y.strides[:3], *tables, *dlse_steps
         constants = {

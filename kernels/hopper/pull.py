@@ -10,31 +10,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from kernels.hopper.rings import place_of
-from kernels.hopper.rows import begin_of, load_halves, load_rows, rotate, rows_in_lanes, store_halves
+from kernels.hopper.rows import (
+    begin_of,
+    load_halves,
+    load_rows,
+    rotate,
+    rows_in_lanes,
+    seen_of,
+    store_halves,
+    turned_back,
+)
 from kernels.hopper.streams import TILE, X_STAGES, Y_STAGES, steps_of, unit_of
 from kernels.hopper.units import ROWS
 from kernels.softmax import LOG2_E, finite_or_zero
-
-
-@gluon.jit
-def turned_back(g1, g2, cos, sin):
-    """Both halves of gradients of rotated rows."""
-    return g1 * cos + g2 * sin, g2 * cos - g1 * sin
-
-
-@gluon.jit
-def seen_of(numbers, limit, others, row, S: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr):
-    """Which rows of a tile that begins at ``row`` meet each own row: those below its limit, or, for keys, from it on.
-
-    Numbers of columns come from shared memory, or they would take registers all along.
-    """
-    column = numbers.load(gl.SliceLayout(0, S))[None, :]
-    seen = column < (limit - row)[:, None]
-    if OF_KEYS:
-        seen = column < others - row
-        if CAUSAL:
-            seen &= column >= (limit - row)[:, None]
-    return seen
 
 
 @gluon.jit

@@ -46,6 +46,27 @@ def load_rows(x_ptr, cos_ptr, sin_ptr, start, rows, offset, x_s, cos_s, sin_s, H
 
 
 @gluon.jit
+def turned_back(g1, g2, cos, sin):
+    """Both halves of gradients of rotated rows."""
+    return g1 * cos + g2 * sin, g2 * cos - g1 * sin
+
+
+@gluon.jit
+def seen_of(numbers, limit, others, row, S: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr):
+    """Which rows of a tile that begins at ``row`` meet each own row: those below its limit, or, for keys, from it on.
+
+    Numbers of columns come from shared memory, or they would take registers all along.
+    """
+    column = numbers.load(gl.SliceLayout(0, S))[None, :]
+    seen = column < (limit - row)[:, None]
+    if OF_KEYS:
+        seen = column < others - row
+        if CAUSAL:
+            seen &= column >= (limit - row)[:, None]
+    return seen
+
+
+@gluon.jit
 def store_halves(first, second, to, start, rows, room1, room2, HALF: gl.constexpr):
     """Both halves of a group's rows by way of shared memory, so that sixteen bytes are stored at once."""
     LAYOUT: gl.constexpr = rows_in_lanes(HALF)
@@ -58,6 +79,16 @@ def store_halves(first, second, to, start, rows, room1, room2, HALF: gl.constexp
     first, second = room1.load(LAYOUT), room2.load(LAYOUT)
     gl.store(at, first, mask=there)
     gl.store(at + HALF, second, mask=there)
+
+
+@gluon.jit
+def store_half(x, to, i, rows, room, HALF: gl.constexpr):
+    """One half (n, HALF) of the rows i of a head, by way of shared memory, so that sixteen bytes are stored at once."""
+    LAYOUT: gl.constexpr = rows_in_lanes(HALF)
+    room.store(x)
+    d = gl.arange(0, HALF, layout=gl.SliceLayout(0, LAYOUT))[None, :]
+    at = gl.multiple_of(to + (i.to(gl.int64) * (2 * HALF))[:, None], (16, 16)) + d
+    gl.store(at, room.load(LAYOUT), mask=gl.max_constancy((i < rows)[:, None] & (d < HALF), (1, 8)))
 
 
 @gluon.jit

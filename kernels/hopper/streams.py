@@ -10,6 +10,9 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from kernels.hopper.rings import place_of
 from kernels.hopper.rows import rotate, rows_in_lanes
+from kernels.hopper.units import KEYS
+from kernels.launch import ceil_div
+from kernels.special import Wish
 
 TILE = gl.constexpr(64)  # streamed rows at once
 X_STAGES, Y_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(3), gl.constexpr(2)
@@ -37,6 +40,19 @@ def unit_of(turn, work, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.con
         else:
             each = gl.minimum(each, gl.cdiv((block + 1) * OWN + offset, TILE)).to(gl.int32)
     return head, block * OWN, first, each
+
+
+def tiles_met(wish: Wish, of_keys: bool, own: int) -> list[float]:
+    """Tiles, counted as :mod:`kernels.hopper.units` does, that each block of ``own`` rows meets, least first."""
+    (_, heads, rows, _), (_, heads_k, keys, _) = wish.forms["q"].shape, wish.forms["k"].shape
+    tile, counts = TILE.value, []
+    for start in range(0, keys if of_keys else rows, own):
+        if of_keys:
+            met = max(ceil_div(rows, tile) - max(start - wish.q_offset, 0) // tile, 0)
+            counts.append(met * (heads // heads_k))
+        else:
+            counts.append(min(ceil_div(keys, tile), ceil_div(start + own + wish.q_offset, tile)))
+    return sorted(count * tile / KEYS.value for count in counts)
 
 
 @gluon.jit

@@ -1,0 +1,249 @@
+"""Gradients of scores on compute capability 9.0, in Gluon: one kernel for those of rows of q and for those of keys.
+
+A program owns rows of one side, whose gradients it sums up, and lets rotated ones of the other stream by: with ds the
+gradients of scores,
+
+    dx = ds x',
+
+x' rotated keys, and ds as it lies; or x' rotated queries, and ds transposed. Roles of warps are those of
+:mod:`kernels.hopper.attention_backward`: one warp brings x' and rows of the tables, one ds; four warps rotate x' where
+it lies; twice four multiply, OWN / 2 own rows each, whose ds they hold in registers. Inputs that :func:`serves` does not
+accept are left to :mod:`kernels.rope_qk_backward`.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+
+from kernels.early import BEGINS_EARLY, wait_for_launch
+from kernels.fused import check_programs
+from kernels.hopper.forms import TYPES, Blocks
+from kernels.hopper.rings import place_of
+from kernels.hopper.rows import load_half, rows_in_lanes, seen_of, store_half, turned_back
+from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, bring_x, met_in, steps_of, tiles_met, turn_x, unit_of
+from kernels.hopper.units import pairs_are_quicker, turns_of
+from kernels.launch import INT32_MAX, VECTOR_ELEMENTS, Prepared, ceil_div
+from kernels.special import Wish
+
+NAME = "rope_qk"
+OWN = gl.constexpr(256)  # own rows of a unit
+DS_STAGES = gl.constexpr(3)
+ENOUGH_BLOCKS = 96  # of 132 multiprocessors
+
+
+@gluon.jit
+def bring_ds(ds_desc, ds_rings, work, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr):
+    """Gradients of scores of own rows and a tile, a part for each group, as far ahead as there is room."""
+    ring, full, room = ds_rings
+    mine = work[0]
+    at = mine * 0
+    for turn in range(mine):
+        head, start, first, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
+        for step in range(steps_of(each, work, OF_KEYS)):
+            b, h, row = met_in(step, head, first, each, work, OF_KEYS)
+            h = h if OF_KEYS else head % work[1]
+            place, parity = place_of(at, DS_STAGES)
+            mbarrier.wait(room.index(place), parity ^ 1)
+            mbarrier.expect(full.index(place), 2 * ds_desc.block_type.nbytes)
+            for part in gl.static_range(2):
+                own = start + part * (OWN // 2)
+                corner = [b, h, row, own] if OF_KEYS else [b, h, own, row]
+                tma.async_copy_global_to_shared(ds_desc, corner, full.index(place), ring.index(2 * place + part))
+            at += 1
+
+
+@gluon.jit
+def pull_scores(
+    tensors, x_rings, ds_rings, own, numbers, work, steps, scale,
+    WHICH: gl.constexpr, HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
+):  # fmt: skip
+    """Gradients of one group's own rows, from all rows that stream by; one unit after the other."""
+    cos_ptr, sin_ptr, dx_ptr = tensors
+    cos_s, sin_s = steps
+    ring, full, room = x_rings
+    ds_ring, ds_full, ds_room = ds_rings
+    numbers.store(gl.arange(0, TILE, layout=gl.BlockedLayout([1], [32], [4], [0])))
+    _, _, _, rows, others, offset = work
+    MINE: gl.constexpr = OWN // 2
+    DX: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, DX, 2)
+    IN_LANES: gl.constexpr = rows_in_lanes(HALF)
+    at = work[0] * 0
+    for turn in range(work[0]):
+        head, start, front, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
+        start += WHICH * MINE
+        r = start + gl.arange(0, MINE, layout=gl.SliceLayout(1, LEFT))
+        if OF_KEYS:  # from where on rows see a key
+            limit = gl.maximum(r - offset, 0).to(gl.int32)
+            whole_from, whole_to = gl.maximum(start + MINE - 1 - offset, 0).to(gl.int32), others
+        else:  # up to where a row sees keys
+            limit = gl.minimum(r + offset + 1, others).to(gl.int32)
+            whole_from, whole_to = start * 0, gl.minimum(start + offset + 1, others).to(gl.int32)
+        g1 = gl.zeros([MINE, HALF], gl.float32, DX)
+        g2 = gl.zeros([MINE, HALF], gl.float32, DX)
+        tile = each * 0
+        for step in range(steps_of(each, work, OF_KEYS)):
+            row = (front + tile) * TILE
+            tile = gl.where(tile + 1 == each, 0, tile + 1)
+            place, parity = place_of(at + step, X_STAGES)
+            ds_place, ds_parity = place_of(at + step, DS_STAGES)
+            first = ring.index(2 * place).reshape((TILE, HALF))
+            second = ring.index(2 * place + 1).reshape((TILE, HALF))
+            mbarrier.wait(ds_full.index(ds_place), ds_parity)
+            ds = ds_ring.index(2 * ds_place + WHICH)
+            if OF_KEYS:
+                left = ds.reshape((TILE, MINE)).permute((1, 0)).load(LEFT)
+            else:
+                left = ds.reshape((MINE, TILE)).load(LEFT)
+            if CAUSAL:
+                if (row < whole_from) | (row + TILE > whole_to):
+                    left = gl.where(seen_of(numbers, limit, others, row, LEFT, CAUSAL, OF_KEYS), left, 0.0)
+            mbarrier.wait(full.index(place), parity)
+            g2 = warpgroup_mma(left, second, g2, is_async=True)
+            g1 = warpgroup_mma(left, first, g1, is_async=True)
+            g1, g2, left = warpgroup_mma_wait(0, deps=[g1, g2, left])
+            mbarrier.arrive(ds_room.index(ds_place), count=1)
+            mbarrier.arrive(room.index(place), count=1)
+        at += steps_of(each, work, OF_KEYS)
+
+        i = start + gl.arange(0, MINE, layout=gl.SliceLayout(1, IN_LANES))
+        position = gl.minimum(i, rows - 1).to(gl.int64) + (offset * 0 if OF_KEYS else offset)
+        own.store(load_half(cos_ptr, position * cos_s, HALF))
+        cos = own.load(DX).to(gl.float32)
+        own.store(load_half(sin_ptr, position * sin_s, HALF))
+        sin = own.load(DX).to(gl.float32)
+        factor = scale.to(gl.float32)
+        g1, g2 = turned_back(g1 * factor, g2 * factor, cos, sin)
+        to = dx_ptr + head.to(gl.int64) * rows * (2 * HALF)
+        store_half(g1.to(own.dtype), to, i, rows, own, HALF)
+        store_half(g2.to(own.dtype), to + HALF, i, rows, own, HALF)
+
+
+@gluon.jit(do_not_specialize=range(7, 16), do_not_specialize_on_alignment=range(3))
+def hopper_qk_gradient_kernel(
+    cos_ptr, sin_ptr, dx_ptr, x_desc, ds_desc, cos_desc, sin_desc,
+    units, heads, group, rows, others, offset, scale, cos_s, sin_s,
+    HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
+):  # fmt: skip
+    """Gradients of OWN own rows of one head: queries, or with OF_KEYS keys.
+
+    ``heads`` counts those of the own side, ``others`` the rows of a head that streams by.
+    """
+    DOT: gl.constexpr = dx_ptr.dtype.element_ty
+    MINE: gl.constexpr = OWN // 2
+    HELD: gl.constexpr = gl.NVMMASharedLayout.get_default_for([MINE, HALF], DOT)
+    LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    offset = offset.to(gl.int64)
+    ring = gl.allocate_shared_memory(DOT, [2 * X_STAGES, 1, 1, TILE, HALF], x_desc.layout)
+    t_ring = gl.allocate_shared_memory(DOT, [2 * T_STAGES, TILE, HALF], cos_desc.layout)
+    DOWN: gl.constexpr = TILE if OF_KEYS else MINE
+    ACROSS: gl.constexpr = MINE if OF_KEYS else TILE
+    ds_ring = gl.allocate_shared_memory(DOT, [2 * DS_STAGES, 1, 1, DOWN, ACROSS], ds_desc.layout)
+    own = gl.allocate_shared_memory(DOT, [2, MINE, HALF], HELD)
+    numbers = gl.allocate_shared_memory(gl.int32, [2, TILE], LINE)
+    raw = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
+    room = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
+    ds_full = gl.allocate_shared_memory(gl.int64, [DS_STAGES, 1], mbarrier.MBarrierLayout())
+    ds_room = gl.allocate_shared_memory(gl.int64, [DS_STAGES, 1], mbarrier.MBarrierLayout())
+    t_full = gl.allocate_shared_memory(gl.int64, [T_STAGES, 1], mbarrier.MBarrierLayout())
+    t_room = gl.allocate_shared_memory(gl.int64, [T_STAGES, 1], mbarrier.MBarrierLayout())
+    for place in gl.static_range(X_STAGES):
+        mbarrier.init(raw.index(place), count=1)
+        mbarrier.init(full.index(place), count=1)
+        mbarrier.init(room.index(place), count=2)
+    for place in gl.static_range(DS_STAGES):
+        mbarrier.init(ds_full.index(place), count=1)
+        mbarrier.init(ds_room.index(place), count=2)
+    for place in gl.static_range(T_STAGES):
+        mbarrier.init(t_full.index(place), count=1)
+        mbarrier.init(t_room.index(place), count=1)
+    work = (turns_of(units, SPAN), heads, group, rows, others, offset)
+    x_rings, t_rings, ds_rings = (ring, raw, full, room), (t_ring, t_full, t_room), (ds_ring, ds_full, ds_room)
+    given, read, steps = (cos_ptr, sin_ptr, dx_ptr), (ring, full, room), (cos_s, sin_s)
+    wait_for_launch(True)
+    gl.warp_specialize(
+        [
+            (pull_scores, (
+                given, read, ds_rings, own.index(0), numbers.index(0), work, steps, scale,
+                0, HALF, CAUSAL, OF_KEYS, SPAN,
+            )),
+            (pull_scores, (
+                given, read, ds_rings, own.index(1), numbers.index(1), work, steps, scale,
+                1, HALF, CAUSAL, OF_KEYS, SPAN,
+            )),
+            (turn_x, (x_rings, t_rings, work, 2048 // HALF, HALF, OWN, CAUSAL, OF_KEYS, SPAN)),
+            (bring_x, (x_desc, cos_desc, sin_desc, x_rings, t_rings, work, HALF, OWN, CAUSAL, OF_KEYS, SPAN)),
+            (bring_ds, (ds_desc, ds_rings, work, CAUSAL, OF_KEYS, SPAN)),
+        ],
+        [4, 4, 1, 1],
+        [208, 72, 24, 24],
+    )  # fmt: skip
+
+
+def serves(wish: Wish) -> bool:
+    """Whether they can take a call: 64 or 128 columns, one dtype of 16 bits, rows that start at multiples of 16 bytes.
+
+    ``wish.forms`` are those of q, k, cos, sin, and of the scores' gradient ds.
+    """
+    q, k, cos, sin, ds = forms = tuple(wish.forms.values())
+    needed = max(wish.q_offset + q.shape[2], k.shape[2])
+    return (
+        wish.plain
+        and wish.dtype in TYPES
+        and all(x.dtype == wish.dtype and x.strides[-1] == 1 for x in forms)
+        and not any(stride % VECTOR_ELEMENTS for x in forms for stride in x.strides[:-1])
+        and not any(stride <= 0 for x in forms for stride in x.strides)
+        and q.shape[3] in (64, 128)
+        and wish.q_offset + q.shape[2] + TILE.value <= INT32_MAX
+        and cos.shape[1] == sin.shape[1] == q.shape[3] // 2
+        and min(cos.shape[0], sin.shape[0]) >= needed
+        and min(math.prod(x.shape) for x in forms) > 0
+    )
+
+
+def pays(wish: Wish) -> bool:
+    """Whether they are quicker than the portable kernels: blocks that are full, and enough of them for each launch."""
+    (batch, heads, rows, _), (_, heads_k, keys, _) = wish.forms["q"].shape, wish.forms["k"].shape
+    blocks = min(ceil_div(rows, OWN.value) * heads, ceil_div(keys, OWN.value) * heads_k) * batch
+    return min(rows, keys) >= OWN.value // 2 and blocks >= ENOUGH_BLOCKS
+
+
+def prepare(wish: Wish) -> Callable[..., None]:
+    """Plan their launches for what :func:`serves` accepts.
+
+    The result takes q, k, cos, sin and ds, then dq and dk to fill, which are contiguous; None for what is not wanted.
+    """
+    q, k, cos, sin, _ = wish.forms.values()
+    (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
+    half, mine, launches = width // 2, OWN.value // 2, []
+    for count, count_heads, others, of_keys in ((rows, heads, keys, False), (keys, heads_k, rows, True)):
+        units = check_programs(NAME, ceil_div(count, OWN.value) * batch * count_heads)
+        counts = tiles_met(wish, of_keys, OWN.value)
+        span = 2 if wish.causal and pairs_are_quicker(units, counts, wish.places) else 1
+        numbers = units, count_heads, heads // heads_k, count, others, wish.q_offset, wish.scale
+        constants = {
+            "HALF": half, "CAUSAL": wish.causal, "OF_KEYS": of_keys, "SPAN": span, "num_warps": 4, **BEGINS_EARLY,
+        }  # fmt: skip
+        programs = min(ceil_div(units, span), wish.places)
+        steps = cos.strides[0], sin.strides[0]
+        launches.append(Prepared(hopper_qk_gradient_kernel, programs, (*numbers, *steps), constants, {}))
+    of_q, of_k = Blocks(1, 1, TILE.value, half), Blocks(1, 1, TILE.value, half)
+    of_cos, of_sin = Blocks(TILE.value, half), Blocks(TILE.value, half)
+    by_q, by_k = Blocks(1, 1, mine, TILE.value), Blocks(1, 1, TILE.value, mine)
+
+    def run(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, ds: torch.Tensor,
+        dq: torch.Tensor | None, dk: torch.Tensor | None,
+    ) -> None:  # fmt: skip
+        tables = of_cos.of(cos), of_sin.of(sin)
+        if dq is not None:
+            launches[0].run((cos, sin, dq, of_k.of(k), by_q.of(ds), *tables))
+        if dk is not None:
+            launches[1].run((cos, sin, dk, of_q.of(q), by_k.of(ds), *tables))
+
+    return run
