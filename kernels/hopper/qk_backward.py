@@ -23,14 +23,15 @@ from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import TYPES, Blocks
 from kernels.hopper.rings import place_of
-from kernels.hopper.rows import load_half, rows_in_lanes, seen_of, store_half, turned_back
+from kernels.hopper.rows import load_half, rows_in_lanes, seen_of, store_halves, turned_back
 from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, bring_x, met_in, steps_of, tiles_met, turn_x, unit_of
-from kernels.hopper.units import pairs_are_quicker, turns_of
+from kernels.hopper.units import ROWS, pairs_are_quicker, turns_of
 from kernels.launch import INT32_MAX, VECTOR_ELEMENTS, Prepared, ceil_div
 from kernels.special import Wish
 
 NAME = "rope_qk"
-OWN = gl.constexpr(256)  # own rows of a unit
+OWN = gl.constexpr(256)  # own rows of a unit, in parts of which each group has two
+PARTS = gl.constexpr(OWN.value // ROWS.value)
 DS_STAGES = gl.constexpr(3)
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors
 
@@ -48,12 +49,57 @@ def bring_ds(ds_desc, ds_rings, work, CAUSAL: gl.constexpr, OF_KEYS: gl.constexp
             h = h if OF_KEYS else head % work[1]
             place, parity = place_of(at, DS_STAGES)
             mbarrier.wait(room.index(place), parity ^ 1)
-            mbarrier.expect(full.index(place), 2 * ds_desc.block_type.nbytes)
-            for part in gl.static_range(2):
-                own = start + part * (OWN // 2)
+            mbarrier.expect(full.index(place), PARTS * ds_desc.block_type.nbytes)
+            for part in gl.static_range(PARTS):
+                own = start + part * ROWS
                 corner = [b, h, row, own] if OF_KEYS else [b, h, own, row]
-                tma.async_copy_global_to_shared(ds_desc, corner, full.index(place), ring.index(2 * place + part))
+                tma.async_copy_global_to_shared(ds_desc, corner, full.index(place), ring.index(PARTS * place + part))
             at += 1
+
+
+@gluon.jit
+def load_ds(ds, limits, row, numbers, others, LEFT: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr):
+    """Gradients of scores of ROWS own rows and a tile, own rows down, 0 where they do not meet."""
+    limit, whole_from, whole_to = limits
+    ds = ds.reshape((ROWS, TILE))
+    left = (ds.permute((1, 0)) if OF_KEYS else ds).load(LEFT)
+    if CAUSAL:
+        if (row < whole_from) | (row + TILE > whole_to):
+            left = gl.where(seen_of(numbers, limit, others, row, LEFT, CAUSAL, OF_KEYS), left, 0.0)
+    return left
+
+
+@gluon.jit
+def limits_of(start, offset, others, LEFT: gl.constexpr, OF_KEYS: gl.constexpr):
+    """(limit of each of ROWS own rows for :func:`seen_of`, streamed rows from which and up to which all are met)."""
+    r = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LEFT))
+    if OF_KEYS:
+        limit = gl.maximum(r - offset, 0).to(gl.int32)
+        whole_from = gl.maximum(start + ROWS - 1 - offset, 0).to(gl.int32)
+        whole_to = others
+    else:
+        limit = gl.minimum(r + offset + 1, others).to(gl.int32)
+        whole_from = start * 0
+        whole_to = gl.minimum(start + offset + 1, others).to(gl.int32)
+    return limit, whole_from, whole_to
+
+
+@gluon.jit
+def hand_back(
+    g1, g2, tensors, head, start, rows, placed, steps, scale, room1, room2, HALF: gl.constexpr, DX: gl.constexpr
+):  # fmt: skip
+    """Gradients of ROWS rotated rows, turned back and stored."""
+    cos_ptr, sin_ptr, dx_ptr = tensors
+    cos_s, sin_s = steps
+    i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows_in_lanes(HALF))), rows - 1)
+    position = i.to(gl.int64) + placed
+    room1.store(load_half(cos_ptr, position * cos_s, HALF))
+    room2.store(load_half(sin_ptr, position * sin_s, HALF))
+    factor = scale.to(gl.float32)
+    cos, sin = room1.load(DX).to(gl.float32), room2.load(DX).to(gl.float32)
+    g1, g2 = turned_back(g1 * factor, g2 * factor, cos, sin)
+    to = dx_ptr + head.to(gl.int64) * rows * (2 * HALF)
+    store_halves(g1.to(room1.dtype), g2.to(room1.dtype), to, start, rows, room1, room2, HALF)
 
 
 @gluon.jit
@@ -62,29 +108,24 @@ def pull_scores(
     WHICH: gl.constexpr, HALF: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr,
 ):  # fmt: skip
     """Gradients of one group's own rows, from all rows that stream by; one unit after the other."""
-    cos_ptr, sin_ptr, dx_ptr = tensors
-    cos_s, sin_s = steps
     ring, full, room = x_rings
     ds_ring, ds_full, ds_room = ds_rings
     numbers.store(gl.arange(0, TILE, layout=gl.BlockedLayout([1], [32], [4], [0])))
     _, _, _, rows, others, offset = work
-    MINE: gl.constexpr = OWN // 2
     DX: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, DX, 2)
-    IN_LANES: gl.constexpr = rows_in_lanes(HALF)
+    room1, room2 = own.index(2 * WHICH), own.index(2 * WHICH + 1)
+    placed = offset * 0 if OF_KEYS else offset
     at = work[0] * 0
     for turn in range(work[0]):
         head, start, front, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
-        start += WHICH * MINE
-        r = start + gl.arange(0, MINE, layout=gl.SliceLayout(1, LEFT))
-        if OF_KEYS:  # from where on rows see a key
-            limit = gl.maximum(r - offset, 0).to(gl.int32)
-            whole_from, whole_to = gl.maximum(start + MINE - 1 - offset, 0).to(gl.int32), others
-        else:  # up to where a row sees keys
-            limit = gl.minimum(r + offset + 1, others).to(gl.int32)
-            whole_from, whole_to = start * 0, gl.minimum(start + offset + 1, others).to(gl.int32)
-        g1 = gl.zeros([MINE, HALF], gl.float32, DX)
-        g2 = gl.zeros([MINE, HALF], gl.float32, DX)
+        start += WHICH * (2 * ROWS)
+        limits = limits_of(start, offset, others, LEFT, OF_KEYS)
+        later = limits_of(start + ROWS, offset, others, LEFT, OF_KEYS)
+        g1 = gl.zeros([ROWS, HALF], gl.float32, DX)
+        g2 = gl.zeros([ROWS, HALF], gl.float32, DX)
+        h1 = gl.zeros([ROWS, HALF], gl.float32, DX)
+        h2 = gl.zeros([ROWS, HALF], gl.float32, DX)
         tile = each * 0
         for step in range(steps_of(each, work, OF_KEYS)):
             row = (front + tile) * TILE
@@ -94,33 +135,21 @@ def pull_scores(
             first = ring.index(2 * place).reshape((TILE, HALF))
             second = ring.index(2 * place + 1).reshape((TILE, HALF))
             mbarrier.wait(ds_full.index(ds_place), ds_parity)
-            ds = ds_ring.index(2 * ds_place + WHICH)
-            if OF_KEYS:
-                left = ds.reshape((TILE, MINE)).permute((1, 0)).load(LEFT)
-            else:
-                left = ds.reshape((MINE, TILE)).load(LEFT)
-            if CAUSAL:
-                if (row < whole_from) | (row + TILE > whole_to):
-                    left = gl.where(seen_of(numbers, limit, others, row, LEFT, CAUSAL, OF_KEYS), left, 0.0)
+            ds = ds_ring.index(PARTS * ds_place + 2 * WHICH)
+            left = load_ds(ds, limits, row, numbers, others, LEFT, CAUSAL, OF_KEYS)
+            ds = ds_ring.index(PARTS * ds_place + 2 * WHICH + 1)
+            below = load_ds(ds, later, row, numbers, others, LEFT, CAUSAL, OF_KEYS)
             mbarrier.wait(full.index(place), parity)
             g2 = warpgroup_mma(left, second, g2, is_async=True)
             g1 = warpgroup_mma(left, first, g1, is_async=True)
-            g1, g2, left = warpgroup_mma_wait(0, deps=[g1, g2, left])
+            h2 = warpgroup_mma(below, second, h2, is_async=True)
+            h1 = warpgroup_mma(below, first, h1, is_async=True)
+            g1, g2, h1, h2, left, below = warpgroup_mma_wait(0, deps=[g1, g2, h1, h2, left, below])
             mbarrier.arrive(ds_room.index(ds_place), count=1)
             mbarrier.arrive(room.index(place), count=1)
         at += steps_of(each, work, OF_KEYS)
-
-        i = start + gl.arange(0, MINE, layout=gl.SliceLayout(1, IN_LANES))
-        position = gl.minimum(i, rows - 1).to(gl.int64) + (offset * 0 if OF_KEYS else offset)
-        own.store(load_half(cos_ptr, position * cos_s, HALF))
-        cos = own.load(DX).to(gl.float32)
-        own.store(load_half(sin_ptr, position * sin_s, HALF))
-        sin = own.load(DX).to(gl.float32)
-        factor = scale.to(gl.float32)
-        g1, g2 = turned_back(g1 * factor, g2 * factor, cos, sin)
-        to = dx_ptr + head.to(gl.int64) * rows * (2 * HALF)
-        store_half(g1.to(own.dtype), to, i, rows, own, HALF)
-        store_half(g2.to(own.dtype), to + HALF, i, rows, own, HALF)
+        hand_back(g1, g2, tensors, head, start, rows, placed, steps, scale, room1, room2, HALF, DX)
+        hand_back(h1, h2, tensors, head, start + ROWS, rows, placed, steps, scale, room1, room2, HALF, DX)
 
 
 @gluon.jit(do_not_specialize=range(7, 16), do_not_specialize_on_alignment=range(3))
@@ -134,16 +163,13 @@ def hopper_qk_gradient_kernel(
     ``heads`` counts those of the own side, ``others`` the rows of a head that streams by.
     """
     DOT: gl.constexpr = dx_ptr.dtype.element_ty
-    MINE: gl.constexpr = OWN // 2
-    HELD: gl.constexpr = gl.NVMMASharedLayout.get_default_for([MINE, HALF], DOT)
+    HELD: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HALF], DOT)
     LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     offset = offset.to(gl.int64)
     ring = gl.allocate_shared_memory(DOT, [2 * X_STAGES, 1, 1, TILE, HALF], x_desc.layout)
     t_ring = gl.allocate_shared_memory(DOT, [2 * T_STAGES, TILE, HALF], cos_desc.layout)
-    DOWN: gl.constexpr = TILE if OF_KEYS else MINE
-    ACROSS: gl.constexpr = MINE if OF_KEYS else TILE
-    ds_ring = gl.allocate_shared_memory(DOT, [2 * DS_STAGES, 1, 1, DOWN, ACROSS], ds_desc.layout)
-    own = gl.allocate_shared_memory(DOT, [2, MINE, HALF], HELD)
+    ds_ring = gl.allocate_shared_memory(DOT, [PARTS * DS_STAGES, 1, 1, ROWS, TILE], ds_desc.layout)
+    own = gl.allocate_shared_memory(DOT, [4, ROWS, HALF], HELD)
     numbers = gl.allocate_shared_memory(gl.int32, [2, TILE], LINE)
     raw = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
@@ -169,11 +195,11 @@ def hopper_qk_gradient_kernel(
     gl.warp_specialize(
         [
             (pull_scores, (
-                given, read, ds_rings, own.index(0), numbers.index(0), work, steps, scale,
+                given, read, ds_rings, own, numbers.index(0), work, steps, scale,
                 0, HALF, CAUSAL, OF_KEYS, SPAN,
             )),
             (pull_scores, (
-                given, read, ds_rings, own.index(1), numbers.index(1), work, steps, scale,
+                given, read, ds_rings, own, numbers.index(1), work, steps, scale,
                 1, HALF, CAUSAL, OF_KEYS, SPAN,
             )),
             (turn_x, (x_rings, t_rings, work, 2048 // HALF, HALF, OWN, CAUSAL, OF_KEYS, SPAN)),
@@ -220,7 +246,7 @@ def prepare(wish: Wish) -> Callable[..., None]:
     """
     q, k, cos, sin, _ = wish.forms.values()
     (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
-    half, mine, launches = width // 2, OWN.value // 2, []
+    half, launches = width // 2, []
     for count, count_heads, others, of_keys in ((rows, heads, keys, False), (keys, heads_k, rows, True)):
         units = check_programs(NAME, ceil_div(count, OWN.value) * batch * count_heads)
         counts = tiles_met(wish, of_keys, OWN.value)
@@ -234,7 +260,7 @@ def prepare(wish: Wish) -> Callable[..., None]:
         launches.append(Prepared(hopper_qk_gradient_kernel, programs, (*numbers, *steps), constants, {}))
     of_q, of_k = Blocks(1, 1, TILE.value, half), Blocks(1, 1, TILE.value, half)
     of_cos, of_sin = Blocks(TILE.value, half), Blocks(TILE.value, half)
-    by_q, by_k = Blocks(1, 1, mine, TILE.value), Blocks(1, 1, TILE.value, mine)
+    of_ds = Blocks(1, 1, ROWS.value, TILE.value)  # of own rows and others, either way: both are 64
 
     def run(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, ds: torch.Tensor,
@@ -242,8 +268,8 @@ def prepare(wish: Wish) -> Callable[..., None]:
     ) -> None:  # fmt: skip
         tables = of_cos.of(cos), of_sin.of(sin)
         if dq is not None:
-            launches[0].run((cos, sin, dq, of_k.of(k), by_q.of(ds), *tables))
+            launches[0].run((cos, sin, dq, of_k.of(k), of_ds.of(ds), *tables))
         if dk is not None:
-            launches[1].run((cos, sin, dk, of_q.of(q), by_k.of(ds), *tables))
+            launches[1].run((cos, sin, dk, of_q.of(q), of_ds.of(ds), *tables))
 
     return run

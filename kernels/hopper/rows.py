@@ -82,16 +82,6 @@ def store_halves(first, second, to, start, rows, room1, room2, HALF: gl.constexp
 
 
 @gluon.jit
-def store_half(x, to, i, rows, room, HALF: gl.constexpr):
-    """One half (n, HALF) of the rows i of a head, by way of shared memory, so that sixteen bytes are stored at once."""
-    LAYOUT: gl.constexpr = rows_in_lanes(HALF)
-    room.store(x)
-    d = gl.arange(0, HALF, layout=gl.SliceLayout(0, LAYOUT))[None, :]
-    at = gl.multiple_of(to + (i.to(gl.int64) * (2 * HALF))[:, None], (16, 16)) + d
-    gl.store(at, room.load(LAYOUT), mask=gl.max_constancy((i < rows)[:, None] & (d < HALF), (1, 8)))
-
-
-@gluon.jit
 def store_rows(o, to, start, rows, q1, q2, HALF: gl.constexpr, WIDTH_V: gl.constexpr):
     """A group's rows of o; if they fit, by way of the memory of rotated q."""
     if WIDTH_V == 2 * HALF:
