@@ -269,7 +269,7 @@ def hopper_attention_kernel(
     for place in gl.static_range(T_STAGES):
         mbarrier.init(t_full.index(place), count=1)
         mbarrier.init(t_room.index(place), count=1)
-    work = (turns_of(units, SPAN), heads, group, rows, keys, offset)
+    work = (turns_of(units, gl.program_id(0), gl.num_programs(0), SPAN), heads, group, rows, keys, offset)
     places = (q_b, q_h, q_s, cos_s, sin_s)
     numbers = gl.allocate_shared_memory(gl.int32, [2, KEYS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     rings = (k_ring, full, k_room, v_ring, v_full, v_room, order, numbers)

@@ -73,7 +73,8 @@ def hopper_gradient_kernel(
     for place in gl.static_range(T_STAGES):
         mbarrier.init(t_full.index(place), count=1)
         mbarrier.init(t_room.index(place), count=1)
-    work = (turns_of(units, SPAN), heads, group, rows, others, offset)
+    pid, programs = gl.program_id(0), gl.num_programs(0)
+    work = (turns_of(units, pid, programs, SPAN), heads, group, rows, others, offset, pid, programs)
     places = (x_b, x_h, x_s, y_b, y_h, y_s, cos_s, sin_s)
     x_rings, y_rings, t_rings = (ring, raw, full, room), (y_ring, y_full, y_room), (t_ring, t_full, t_room)
     tensors, made = (x_ptr, y_ptr, cos_ptr, sin_ptr), (dx_ptr, dy_ptr)

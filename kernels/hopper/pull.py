@@ -63,7 +63,7 @@ def pull(
     pairs, lines = sums
     numbers = lines.index(WHICH)
     numbers.store(gl.arange(0, TILE, layout=gl.BlockedLayout([1], [32], [4], [0])))
-    mine, heads, _, rows, others, offset = work
+    mine, heads, _, rows, others, offset, _, _ = work
     WIDTH: gl.constexpr = 2 * HALF
     DOT: gl.constexpr = ring.dtype
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])

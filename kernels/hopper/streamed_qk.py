@@ -224,7 +224,15 @@ def streamed_qk_kernel(
     for place in gl.static_range(STAGES):
         mbarrier.init(full.index(place), count=1)
         mbarrier.init(room.index(place), count=1)
-    work = (turns_of(units, 1), gl.cdiv(rows, TILE) * group, heads, group, keys, rows, offset)
+    work = (
+        turns_of(units, gl.program_id(0), gl.num_programs(0), 1),
+        gl.cdiv(rows, TILE) * group,
+        heads,
+        group,
+        keys,
+        rows,
+        offset,
+    )
     descs = (q_desc, k_desc, cos_desc, sin_desc)
     x_rings, k_rings = (ring, tables, full, room), (turned, raw, ready, free)
     wait_for_launch(True)

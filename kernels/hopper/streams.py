@@ -1,7 +1,8 @@
 """What streams by where a program owns rows of one side and meets those of the other: brought, and rotated.
 
 Rows of the own side come in blocks of OWN, one unit of work each; those of the other side in tiles. ``work`` is
-(own units of this program, heads of the own side, heads of q to one of k, own rows, other rows, offset).
+(own units of this program, heads of the own side, heads of q to one of k, own rows, other rows, offset, number of this
+program, programs that share the units).
 """
 
 from triton.experimental import gluon
@@ -24,9 +25,9 @@ def unit_of(turn, work, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.con
 
     Where own rows meet unlike numbers of others, those that meet most come first, or go with the least as a pair.
     """
-    _, _, _, rows, others, offset = work
+    _, _, _, rows, others, offset, pid, programs = work
     blocks = gl.cdiv(rows, OWN)
-    unit = (turn // SPAN * gl.num_programs(0) + gl.program_id(0)) * SPAN + turn % SPAN
+    unit = (turn // SPAN * programs + pid) * SPAN + turn % SPAN
     head, block = unit // blocks, unit % blocks
     each = gl.cdiv(others, TILE)
     first = each * 0
@@ -58,7 +59,7 @@ def tiles_met(wish: Wish, of_keys: bool, own: int) -> list[float]:
 @gluon.jit
 def met_in(step, head, first, each, work, OF_KEYS: gl.constexpr):
     """(batch, head, first row) of the tile that a unit meets in a step."""
-    _, heads, group, _, _, _ = work
+    heads, group = work[1], work[2]
     b, h = head // heads, head % heads
     met, row = h // group, step * TILE
     if OF_KEYS:

@@ -14,9 +14,8 @@ MANY = 16  # units for each multiprocessor, of which pairs share out well
 
 
 @gluon.jit
-def turns_of(units, SPAN: gl.constexpr):
-    """How many units of work this program takes, SPAN after each other; no program is without any."""
-    pid, programs = gl.program_id(0), gl.num_programs(0)
+def turns_of(units, pid, programs, SPAN: gl.constexpr):
+    """How many units of work the pid-th of some programs takes, SPAN after each other; none is without any."""
     spans = (units - 1) // SPAN + 1
     mine = ((spans - 1 - pid) // programs + 1) * SPAN  # cdiv would go beyond 32 bits before it comes back
     return mine - gl.where((spans - 1) % programs == pid, units % SPAN, 0)

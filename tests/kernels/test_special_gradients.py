@@ -150,7 +150,8 @@ def units_kernel(
     out_ptr, units, heads, group, rows, others, offset, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr
 ):
     """What each unit is said to be, at its number."""
-    work = (turns_of(units, SPAN), heads, group, rows, others, offset.to(gl.int64))
+    pid, programs = gl.program_id(0), gl.num_programs(0)
+    work = (turns_of(units, pid, programs, SPAN), heads, group, rows, others, offset.to(gl.int64), pid, programs)
     for turn in range(work[0]):
         head, start, first, each = unit_of(turn, work, 2 * ROWS, CAUSAL, OF_KEYS, SPAN)
         at = out_ptr + ((turn // SPAN * gl.num_programs(0) + gl.program_id(0)) * SPAN + turn % SPAN) * 4
