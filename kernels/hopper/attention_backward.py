@@ -23,12 +23,13 @@ from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import TYPES, Blocks
 from kernels.hopper.pull import pull
-from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, Y_STAGES, bring_x, bring_y, tiles_met, turn_x
+from kernels.hopper.streams import TILE, bring_x, bring_y, tiles_met, turn_x
 from kernels.hopper.units import ROWS, pairs_are_quicker, turns_of
 from kernels.launch import INT32_MAX, VECTOR_ELEMENTS, Prepared, ceil_div
 from kernels.special import Wish
 
 NAME = "rope_attention"
+X_STAGES, Y_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(3), gl.constexpr(2)
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors
 
 

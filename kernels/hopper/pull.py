@@ -20,7 +20,7 @@ from kernels.hopper.rows import (
     store_halves,
     turned_back,
 )
-from kernels.hopper.streams import TILE, X_STAGES, Y_STAGES, steps_of, unit_of
+from kernels.hopper.streams import TILE, steps_of, unit_of
 from kernels.hopper.units import ROWS
 from kernels.softmax import LOG2_E, finite_or_zero
 
@@ -118,8 +118,8 @@ def pull(
         for step in range(steps_of(each, work, OF_KEYS)):
             row = (front + tile) * TILE
             tile = gl.where(tile + 1 == each, 0, tile + 1)
-            place, parity = place_of(at + step, X_STAGES)
-            y_place, y_parity = place_of(at + step, Y_STAGES)
+            place, parity = place_of(at + step, ring.shape[0] // 2)
+            y_place, y_parity = place_of(at + step, y_ring.shape[0] // 2)
             first = ring.index(2 * place).reshape((TILE, HALF))
             second = ring.index(2 * place + 1).reshape((TILE, HALF))
             third = y_ring.index(2 * y_place).reshape((TILE, HALF))

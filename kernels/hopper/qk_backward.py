@@ -8,8 +8,8 @@ gradients of scores,
 x' rotated keys, and ds as it lies; or x' rotated queries, and ds transposed. Half of the programs own rows of q, the
 others keys of the same heads at the same time, so that ds comes from memory once. Roles of warps are those of
 :mod:`kernels.hopper.attention_backward`: one warp brings x' and rows of the tables, one ds; four warps rotate x' where
-it lies; twice four multiply, OWN / 2 own rows each, whose ds they hold in registers. Inputs that :func:`serves` does not
-accept are left to :mod:`kernels.rope_qk_backward`.
+it lies; twice four multiply, OWN / 2 own rows each, whose ds they hold in registers. Inputs that :func:`serves` does
+not accept are left to :mod:`kernels.rope_qk_backward`.
 """
 
 import math
@@ -18,147 +18,20 @@ from collections.abc import Callable
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import TYPES, Blocks
-from kernels.hopper.rings import place_of
-from kernels.hopper.rows import load_half, rows_in_lanes, seen_of, store_halves, turned_back
-from kernels.hopper.streams import T_STAGES, TILE, X_STAGES, bring_x, met_in, steps_of, tiles_met, turn_x, unit_of
+from kernels.hopper.pull_scores import bring_ds, pull_scores
+from kernels.hopper.streams import TILE, bring_x, tiles_met, turn_x
 from kernels.hopper.units import ROWS, pairs_are_quicker, turns_of
 from kernels.launch import INT32_MAX, VECTOR_ELEMENTS, Prepared, ceil_div
 from kernels.special import Wish
 
 NAME = "rope_qk"
-DS_STAGES = gl.constexpr(3)
 FEW, MANY = 128, 256  # own rows of a unit, in parts of 64: each group has one or two
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors
-
-
-@gluon.jit
-def bring_ds(
-    ds_desc, ds_rings, work, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr
-):  # fmt: skip
-    """Gradients of scores of own rows and a tile, a part for each group, as far ahead as there is room."""
-    ring, full, room = ds_rings
-    PARTS: gl.constexpr = OWN // ROWS
-    mine = work[0]
-    at = mine * 0
-    for turn in range(mine):
-        head, start, first, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
-        for step in range(steps_of(each, work, OF_KEYS)):
-            b, h, row = met_in(step, head, first, each, work, OF_KEYS)
-            h = h if OF_KEYS else head % work[1]
-            place, parity = place_of(at, DS_STAGES)
-            mbarrier.wait(room.index(place), parity ^ 1)
-            mbarrier.expect(full.index(place), PARTS * ds_desc.block_type.nbytes)
-            for part in gl.static_range(PARTS):
-                own = start + part * ROWS
-                corner = [b, h, row, own] if OF_KEYS else [b, h, own, row]
-                tma.async_copy_global_to_shared(ds_desc, corner, full.index(place), ring.index(PARTS * place + part))
-            at += 1
-
-
-@gluon.jit
-def load_ds(ds, limits, row, numbers, others, LEFT: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr):
-    """Gradients of scores of ROWS own rows and a tile, own rows down, 0 where they do not meet."""
-    limit, whole_from, whole_to = limits
-    ds = ds.reshape((ROWS, TILE))
-    left = (ds.permute((1, 0)) if OF_KEYS else ds).load(LEFT)
-    if CAUSAL:
-        if (row < whole_from) | (row + TILE > whole_to):
-            left = gl.where(seen_of(numbers, limit, others, row, LEFT, CAUSAL, OF_KEYS), left, 0.0)
-    return left
-
-
-@gluon.jit
-def limits_of(start, offset, others, LEFT: gl.constexpr, OF_KEYS: gl.constexpr):
-    """(limit of each of ROWS own rows for :func:`seen_of`, streamed rows from which and up to which all are met)."""
-    r = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LEFT))
-    if OF_KEYS:
-        limit = gl.maximum(r - offset, 0).to(gl.int32)
-        whole_from = gl.maximum(start + ROWS - 1 - offset, 0).to(gl.int32)
-        whole_to = others
-    else:
-        limit = gl.minimum(r + offset + 1, others).to(gl.int32)
-        whole_from = start * 0
-        whole_to = gl.minimum(start + offset + 1, others).to(gl.int32)
-    return limit, whole_from, whole_to
-
-
-@gluon.jit
-def hand_back(
-    g1, g2, tensors, head, start, rows, placed, steps, scale, room1, room2, HALF: gl.constexpr, DX: gl.constexpr
-):  # fmt: skip
-    """Gradients of ROWS rotated rows, turned back and stored."""
-    cos_ptr, sin_ptr, dx_ptr = tensors
-    cos_s, sin_s = steps
-    i = gl.minimum(start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, rows_in_lanes(HALF))), rows - 1)
-    position = i.to(gl.int64) + placed
-    room1.store(load_half(cos_ptr, position * cos_s, HALF))
-    room2.store(load_half(sin_ptr, position * sin_s, HALF))
-    factor = scale.to(gl.float32)
-    cos, sin = room1.load(DX).to(gl.float32), room2.load(DX).to(gl.float32)
-    g1, g2 = turned_back(g1 * factor, g2 * factor, cos, sin)
-    to = dx_ptr + head.to(gl.int64) * rows * (2 * HALF)
-    store_halves(g1.to(room1.dtype), g2.to(room1.dtype), to, start, rows, room1, room2, HALF)
-
-
-@gluon.jit
-def pull_scores(
-    tensors, x_rings, ds_rings, own, numbers, work, steps, scale,
-    WHICH: gl.constexpr, HALF: gl.constexpr, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr,
-    SPAN: gl.constexpr,
-):  # fmt: skip
-    """Gradients of one group's own rows, from all rows that stream by; one unit after the other."""
-    ring, full, room = x_rings
-    ds_ring, ds_full, ds_room = ds_rings
-    numbers.store(gl.arange(0, TILE, layout=gl.BlockedLayout([1], [32], [4], [0])))
-    rows, others, offset = work[3], work[4], work[5]
-    DX: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, DX, 2)
-    room1, room2 = own.index(2 * WHICH), own.index(2 * WHICH + 1)
-    placed = offset * 0 if OF_KEYS else offset
-    EACH: gl.constexpr = OWN // (2 * ROWS)  # parts of a group
-    at = work[0] * 0
-    for turn in range(work[0]):
-        head, start, front, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
-        start += WHICH * (EACH * ROWS)
-        limits = limits_of(start, offset, others, LEFT, OF_KEYS)
-        later = limits_of(start + ROWS, offset, others, LEFT, OF_KEYS)
-        g1 = gl.zeros([ROWS, HALF], gl.float32, DX)
-        g2 = gl.zeros([ROWS, HALF], gl.float32, DX)
-        h1 = gl.zeros([ROWS, HALF], gl.float32, DX)
-        h2 = gl.zeros([ROWS, HALF], gl.float32, DX)
-        tile = each * 0
-        for step in range(steps_of(each, work, OF_KEYS)):
-            row = (front + tile) * TILE
-            tile = gl.where(tile + 1 == each, 0, tile + 1)
-            place, parity = place_of(at + step, X_STAGES)
-            ds_place, ds_parity = place_of(at + step, DS_STAGES)
-            first = ring.index(2 * place).reshape((TILE, HALF))
-            second = ring.index(2 * place + 1).reshape((TILE, HALF))
-            mbarrier.wait(ds_full.index(ds_place), ds_parity)
-            part = EACH * (2 * ds_place + WHICH)
-            left = load_ds(ds_ring.index(part), limits, row, numbers, others, LEFT, CAUSAL, OF_KEYS)
-            if EACH == 2:
-                below = load_ds(ds_ring.index(part + 1), later, row, numbers, others, LEFT, CAUSAL, OF_KEYS)
-            mbarrier.wait(full.index(place), parity)
-            g2 = warpgroup_mma(left, second, g2, is_async=True)
-            g1 = warpgroup_mma(left, first, g1, is_async=True)
-            if EACH == 2:
-                h2 = warpgroup_mma(below, second, h2, is_async=True)
-                h1 = warpgroup_mma(below, first, h1, is_async=True)
-                g1, g2, h1, h2, left, below = warpgroup_mma_wait(0, deps=[g1, g2, h1, h2, left, below])
-            else:
-                g1, g2, left = warpgroup_mma_wait(0, deps=[g1, g2, left])
-            mbarrier.arrive(ds_room.index(ds_place), count=1)
-            mbarrier.arrive(room.index(place), count=1)
-        at += steps_of(each, work, OF_KEYS)
-        hand_back(g1, g2, tensors, head, start, rows, placed, steps, scale, room1, room2, HALF, DX)
-        if EACH == 2:
-            hand_back(h1, h2, tensors, head, start + ROWS, rows, placed, steps, scale, room1, room2, HALF, DX)
 
 
 @gluon.jit
@@ -227,17 +100,20 @@ def hopper_qk_gradient_kernel(
     units, units_k, split, heads, heads_k, group, rows, keys, offset, scale, cos_s, sin_s,
     HALF: gl.constexpr, OWN: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr, SPAN_K: gl.constexpr,
 ):  # fmt: skip
-    """Gradients of OWN rows of one head a unit: the first ``split`` programs have the units of q, the others those of k.
+    """Gradients of OWN rows of a head a unit: the first ``split`` programs have the units of q, the others those of k.
 
     Either may have none.
     """
     DOT: gl.constexpr = dq_ptr.dtype.element_ty
+    PARTS: gl.constexpr = OWN // ROWS
+    X_STAGES: gl.constexpr = 3 if HALF <= 64 else 2
+    T_STAGES: gl.constexpr = 2 if HALF <= 64 else 1
+    DS_STAGES: gl.constexpr = 3
     HELD: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HALF], DOT)
     LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     offset = offset.to(gl.int64)
     ring = gl.allocate_shared_memory(DOT, [2 * X_STAGES, 1, 1, TILE, HALF], k_desc.layout)
     t_ring = gl.allocate_shared_memory(DOT, [2 * T_STAGES, TILE, HALF], cos_desc.layout)
-    PARTS: gl.constexpr = OWN // ROWS
     ds_ring = gl.allocate_shared_memory(DOT, [PARTS * DS_STAGES, 1, 1, ROWS, TILE], ds_desc.layout)
     own = gl.allocate_shared_memory(DOT, [4, ROWS, HALF], HELD)
     numbers = gl.allocate_shared_memory(gl.int32, [2, TILE], LINE)
@@ -262,13 +138,9 @@ def hopper_qk_gradient_kernel(
     own_rows = pid < split
     pid = gl.where(own_rows, pid, pid - split)
     programs = gl.where(own_rows, split, programs - split)
-    mine = turns_of(gl.where(own_rows, units, units_k), pid, programs, SPAN)
-    if SPAN_K != SPAN:
-        mine = gl.where(own_rows, mine, turns_of(units_k, pid, programs, SPAN_K))
-    sides = (
-        (mine, heads, group, rows, keys, offset, pid, programs),
-        (mine, heads_k, group, keys, rows, offset, pid, programs),
-    )
+    of_rows = (turns_of(units, pid, programs, SPAN), heads, group, rows, keys, offset, pid, programs)
+    of_keys = (turns_of(units_k, pid, programs, SPAN_K), heads_k, group, keys, rows, offset, pid, programs)
+    sides = (of_rows, of_keys)
     x_rings, t_rings, ds_rings = (ring, raw, full, room), (t_ring, t_full, t_room), (ds_ring, ds_full, ds_room)
     outs, read, steps = (cos_ptr, sin_ptr, dq_ptr, dk_ptr), (ring, full, room), (cos_s, sin_s)
     given = (own_rows, sides, outs, read, ds_rings, own)
@@ -288,11 +160,11 @@ def hopper_qk_gradient_kernel(
 
 
 def serves(wish: Wish) -> bool:
-    """Whether they can take a call: 64 or 128 columns, one dtype of 16 bits, rows that start at multiples of 16 bytes.
+    """Whether they can take a call: 64, 128 or 256 columns, one dtype of 16 bits, rows at multiples of 16 bytes.
 
     ``wish.forms`` are those of q, k, cos, sin, and of the scores' gradient ds.
     """
-    q, k, cos, sin, ds = forms = tuple(wish.forms.values())
+    q, k, cos, sin, _ = forms = tuple(wish.forms.values())
     needed = max(wish.q_offset + q.shape[2], k.shape[2])
     return (
         wish.plain
@@ -300,7 +172,7 @@ def serves(wish: Wish) -> bool:
         and all(x.dtype == wish.dtype and x.strides[-1] == 1 for x in forms)
         and not any(stride % VECTOR_ELEMENTS for x in forms for stride in x.strides[:-1])
         and not any(stride <= 0 for x in forms for stride in x.strides)
-        and q.shape[3] in (64, 128)
+        and q.shape[3] in (64, 128, 256)
         and wish.q_offset + q.shape[2] + TILE.value <= INT32_MAX
         and cos.shape[1] == sin.shape[1] == q.shape[3] // 2
         and min(cos.shape[0], sin.shape[0]) >= needed
@@ -316,9 +188,9 @@ def pays(wish: Wish) -> bool:
 
 
 def own_rows_of(wish: Wish) -> int:
-    """How many rows a unit owns: many where units are many, and not half hidden, as measured."""
-    (_, _, rows, _), keys = wish.forms["q"].shape, wish.forms["k"].shape[2]
-    return MANY if min(rows, keys) >= (8 if wish.causal else 2) * MANY else FEW
+    """How many rows a unit owns: as many as registers hold, but few where most would be hidden or not there."""
+    (_, _, rows, width), keys = wish.forms["q"].shape, wish.forms["k"].shape[2]
+    return FEW if width > 128 or min(rows, keys) <= (2 * MANY if wish.causal else FEW) else MANY
 
 
 def prepare(wish: Wish) -> Callable[..., None]:

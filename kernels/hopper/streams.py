@@ -16,7 +16,6 @@ from kernels.launch import ceil_div
 from kernels.special import Wish
 
 TILE = gl.constexpr(64)  # streamed rows at once
-X_STAGES, Y_STAGES, T_STAGES = gl.constexpr(3), gl.constexpr(3), gl.constexpr(2)
 
 
 @gluon.jit
@@ -81,6 +80,8 @@ def bring_x(
     """Streamed x, both halves, and rows of the tables, as far ahead as there is room."""
     ring, raw, _full, room = x_rings
     t_ring, t_full, t_room = t_rings
+    STAGES: gl.constexpr = ring.shape[0] // 2
+    T_STAGES: gl.constexpr = t_ring.shape[0] // 2
     mine, offset = work[0], work[5]
     at = mine * 0
     for turn in range(mine):
@@ -88,7 +89,7 @@ def bring_x(
         for step in range(steps_of(each, work, OF_KEYS)):
             b, h, row = met_in(step, head, first, each, work, OF_KEYS)
             position = (row + offset).to(gl.int32) if OF_KEYS else row
-            place, parity = place_of(at, X_STAGES)
+            place, parity = place_of(at, STAGES)
             mbarrier.wait(room.index(place), parity ^ 1)
             mbarrier.expect(raw.index(place), 2 * x_desc.block_type.nbytes)
             tma.async_copy_global_to_shared(x_desc, [b, h, row, 0], raw.index(place), ring.index(2 * place))
@@ -108,13 +109,14 @@ def bring_y(
 ):  # fmt: skip
     """Streamed y as far ahead as there is room; for keys, lse and delta of these rows too."""
     ring, full, room = y_rings
+    STAGES: gl.constexpr = ring.shape[0] // 2
     mine, heads, group = work[0], work[1], work[2]
     at = mine * 0
     for turn in range(mine):
         head, _start, first, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
         for step in range(steps_of(each, work, OF_KEYS)):
             b, h, row = met_in(step, head, first, each, work, OF_KEYS)
-            place, parity = place_of(at, Y_STAGES)
+            place, parity = place_of(at, STAGES)
             mbarrier.wait(room.index(place), parity ^ 1)
             more: gl.constexpr = sums_desc.block_type.nbytes if OF_KEYS else 0
             mbarrier.expect(full.index(place), 2 * y_desc.block_type.nbytes + more)
@@ -138,6 +140,8 @@ def turn_x(
     """
     ring, raw, full, _room = x_rings
     t_ring, t_full, t_room = t_rings
+    STAGES: gl.constexpr = ring.shape[0] // 2
+    T_STAGES: gl.constexpr = t_ring.shape[0] // 2
     mine, others = work[0], work[4]
     OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
     r = gl.arange(0, SLICE, layout=gl.SliceLayout(1, OF_ROWS))
@@ -146,7 +150,7 @@ def turn_x(
         head, _start, first, each = unit_of(turn, work, OWN, CAUSAL, OF_KEYS, SPAN)
         for step in range(steps_of(each, work, OF_KEYS)):
             row = met_in(step, head, first, each, work, OF_KEYS)[2]
-            place, parity = place_of(at, X_STAGES)
+            place, parity = place_of(at, STAGES)
             slot, phase = place_of(at, T_STAGES)
             half1 = ring.index(2 * place).reshape((TILE, HALF))
             half2 = ring.index(2 * place + 1).reshape((TILE, HALF))
