@@ -24,17 +24,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import Blocks, are_even
-from kernels.hopper.rings import place_of
+from kernels.hopper.rings import pass_turn, place_of, take_turn
 from kernels.hopper.rows import begin_of, load_rows, rotate, rows_in_lanes, store_rows
-from kernels.hopper.units import KEYS, ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
+from kernels.hopper.units import ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
 from kernels.hopper.weights import PARTS, in_parts, weigh
 from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E
 from kernels.special import Wish
 
-SLICE = gl.constexpr(32)  # keys that are rotated at once
-K_STAGES, V_STAGES = gl.constexpr(3), gl.constexpr(2)
-T_STAGES = gl.constexpr(KEYS.value // SLICE.value)  # rows of the tables: a place for each slice of a tile
+SLICES = gl.constexpr(4)  # parts of a tile of keys that are rotated at once, each with a place for rows of the tables
+V_STAGES = gl.constexpr(2)
 ENOUGH_KEYS = 128  # below, most of a tile is empty
 ENOUGH_BLOCKS = 96  # of 132 multiprocessors: the portable kernel shares keys out where there are few
 
@@ -46,21 +45,23 @@ def bring_keys(
 ):  # fmt: skip
     """Keys, both halves, and their rows of the tables, as far ahead as there is room."""
     t_ring, t_full, t_room = tables
+    KEYS: gl.constexpr = k_ring.shape[3]
+    STAGES: gl.constexpr = k_ring.shape[0] // 2
     mine, heads, group, rows, keys, offset = work
     step = mine * 0
     for turn in range(mine):
-        head, _, count = unit_of(turn, rows, keys, offset, CAUSAL, SPAN)
+        head, _, count = unit_of(turn, rows, keys, offset, KEYS, CAUSAL, SPAN)
         b, h = head // heads, head % heads // group
         for tile in range(count):
-            place, parity = place_of(step, K_STAGES)
+            place, parity = place_of(step, STAGES)
             mbarrier.wait(k_room.index(place), parity ^ 1)
             mbarrier.expect(raw.index(place), 2 * k_desc.block_type.nbytes)
             tma.async_copy_global_to_shared(k_desc, [b, h, tile * KEYS, 0], raw.index(place), k_ring.index(2 * place))
             half_of = k_ring.index(2 * place + 1)
             tma.async_copy_global_to_shared(k_desc, [b, h, tile * KEYS, HALF], raw.index(place), half_of)
-            for part in gl.static_range(KEYS // SLICE):
+            for part in gl.static_range(SLICES):
                 slot, phase = part, step & 1
-                row = tile * KEYS + part * SLICE
+                row = tile * KEYS + part * (KEYS // SLICES)
                 mbarrier.wait(t_room.index(slot), phase ^ 1)
                 mbarrier.expect(t_full.index(slot), 2 * cos_desc.block_type.nbytes)
                 tma.async_copy_global_to_shared(cos_desc, [row, 0], t_full.index(slot), t_ring.index(2 * slot))
@@ -71,10 +72,11 @@ def bring_keys(
 @gluon.jit
 def bring_values(v_desc, v_ring, v_full, v_room, work, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
     """Values, as far ahead as there is room."""
+    KEYS: gl.constexpr = v_ring.shape[3]
     mine, heads, group, rows, keys, offset = work
     step = mine * 0
     for turn in range(mine):
-        head, _, count = unit_of(turn, rows, keys, offset, CAUSAL, SPAN)
+        head, _, count = unit_of(turn, rows, keys, offset, KEYS, CAUSAL, SPAN)
         b, h = head // heads, head % heads // group
         for tile in range(count):
             place, parity = place_of(step, V_STAGES)
@@ -88,17 +90,20 @@ def bring_values(v_desc, v_ring, v_full, v_room, work, CAUSAL: gl.constexpr, SPA
 def turn_keys(k_ring, raw, full, tables, work, HALF: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
     """Keys rotated where they lie, a slice at a time."""
     t_ring, t_full, t_room = tables
+    KEYS: gl.constexpr = k_ring.shape[3]
+    SLICE: gl.constexpr = KEYS // SLICES
+    STAGES: gl.constexpr = k_ring.shape[0] // 2
     OF_ROWS: gl.constexpr = rows_in_lanes(HALF)
     mine, _, _, rows, keys, offset = work
     step = mine * 0
     for turn in range(mine):
-        _, _, count = unit_of(turn, rows, keys, offset, CAUSAL, SPAN)
+        _, _, count = unit_of(turn, rows, keys, offset, KEYS, CAUSAL, SPAN)
         for _tile in range(count):
-            place, parity = place_of(step, K_STAGES)
+            place, parity = place_of(step, STAGES)
             first = k_ring.index(2 * place).reshape((KEYS, HALF))
             second = k_ring.index(2 * place + 1).reshape((KEYS, HALF))
             mbarrier.wait(raw.index(place), parity)
-            for part in gl.static_range(KEYS // SLICE):
+            for part in gl.static_range(SLICES):
                 slot, phase = part, step & 1
                 k1 = first.slice(part * SLICE, SLICE, 0)
                 k2 = second.slice(part * SLICE, SLICE, 0)
@@ -119,28 +124,12 @@ def turn_keys(k_ring, raw, full, tables, work, HALF: gl.constexpr, CAUSAL: gl.co
 @gluon.jit
 def multiply_keys(q1, q2, k_ring, place, HALF: gl.constexpr, S: gl.constexpr):
     """Scores (ROWS, KEYS) of a tile, under way."""
+    KEYS: gl.constexpr = k_ring.shape[3]
     k1 = k_ring.index(2 * place).reshape((KEYS, HALF))
     k2 = k_ring.index(2 * place + 1).reshape((KEYS, HALF))
     s = gl.zeros([ROWS, KEYS], gl.float32, S)
     s = warpgroup_mma(q2, k2.permute((1, 0)), s, use_acc=False, is_async=True)
     return warpgroup_mma(q1, k1.permute((1, 0)), s, is_async=True)
-
-
-@gluon.jit
-def take_turn(order, step, WHICH: gl.constexpr, CAUSAL: gl.constexpr):
-    """Wait until the other group has begun its products of the step before, so that one weighs while one multiplies.
-
-    Where rows are causal it costs more than it gains, and is left out (reports/baseline/speed.md).
-    """
-    if not CAUSAL:
-        mbarrier.wait(order.index(WHICH), (step & 1) ^ (1 - WHICH))
-
-
-@gluon.jit
-def pass_turn(order, WHICH: gl.constexpr, CAUSAL: gl.constexpr):
-    """The other group may begin its products."""
-    if not CAUSAL:
-        mbarrier.arrive(order.index(1 - WHICH), count=1)
 
 
 @gluon.jit
@@ -151,22 +140,31 @@ def attend(
     """One group's rows of q against all tiles of keys, with the softmax carried along; one unit after the other."""
     q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr = tensors
     k_ring, full, k_room, v_ring, v_full, v_room, order, lines = rings
+    KEYS: gl.constexpr = k_ring.shape[3]
+    STAGES: gl.constexpr = k_ring.shape[0] // 2
+    AHEAD: gl.constexpr = HALF <= 64  # wider rows of the next unit find no registers while o is summed up
     numbers = lines.index(WHICH)  # of columns, in shared memory, or they would take registers all along
     numbers.store(gl.arange(0, KEYS, layout=gl.BlockedLayout([1], [32], [4], [0])))
     mine, heads, _, rows, keys, offset = work
     q_b, q_h, q_s, cos_s, sin_s = places
     DOT: gl.constexpr = k_ring.dtype
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH_V, 16])
+    AT_ONCE: gl.constexpr = WIDTH_V if WIDTH_V <= 128 else 128  # no instruction may need all registers
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, AT_ONCE, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     units = gl.maximum(gl.abs(scale) * LOG2_E, LEAST).to(gl.float32)
-    head, start, count = unit_of(0, rows, keys, offset, CAUSAL, SPAN)
+    head, start, count = unit_of(0, rows, keys, offset, KEYS, CAUSAL, SPAN)
     start += WHICH * ROWS
     q = begin_of(q_ptr, head, heads, q_b, q_h)
-    x1, x2, cos, sin = load_rows(q, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF)
+    if AHEAD:
+        x1, x2, cos, sin = load_rows(q, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF)
     step = mine * 0
     for turn in range(mine):
-        y1, y2 = rotate(x1, x2, cos, sin)
+        if AHEAD:
+            y1, y2 = rotate(x1, x2, cos, sin)
+        else:
+            z1, z2, of_cos, of_sin = load_rows(q, cos_ptr, sin_ptr, start, rows, offset, q_s, cos_s, sin_s, HALF)
+            y1, y2 = rotate(z1, z2, of_cos, of_sin)
         if scale < 0:  # their sign takes up the scale's
             y1 = -y1
             y2 = -y2
@@ -179,12 +177,14 @@ def attend(
         top = gl.full([ROWS], -float("inf"), gl.float32, gl.SliceLayout(1, S))
         o = gl.zeros([ROWS, WIDTH_V], gl.float32, OUT)
 
-        place, parity = place_of(step, K_STAGES)
+        place, parity = place_of(step, STAGES)
         mbarrier.wait(full.index(place), parity)
         take_turn(order, step, WHICH, CAUSAL)
         s = multiply_keys(q1, q2, k_ring, place, HALF, S)
         pass_turn(order, WHICH, CAUSAL)
-        next_head, next_start, next_count = unit_of(gl.minimum(turn + 1, mine - 1), rows, keys, offset, CAUSAL, SPAN)
+        next_head, next_start, next_count = unit_of(
+            gl.minimum(turn + 1, mine - 1), rows, keys, offset, KEYS, CAUSAL, SPAN
+        )
         next_start += WHICH * ROWS
         q = begin_of(q_ptr, next_head, heads, q_b, q_h)
         s = warpgroup_mma_wait(0, deps=[s])
@@ -197,7 +197,7 @@ def attend(
         left = gl.convert_layout(p.to(DOT), LEFT)
         whole = gl.maximum(gl.minimum(seen // KEYS, count), 1)
         for tile in range(1, count):
-            place, parity = place_of(step + tile, K_STAGES)
+            place, parity = place_of(step + tile, STAGES)
             v_place, v_parity = place_of(step + tile - 1, V_STAGES)
             mbarrier.wait(full.index(place), parity)
             mbarrier.wait(v_full.index(v_place), v_parity)
@@ -222,7 +222,8 @@ def attend(
         place, parity = place_of(step - 1, V_STAGES)
         mbarrier.wait(v_full.index(place), parity)
         o = warpgroup_mma(left, v_ring.index(place).reshape((KEYS, WIDTH_V)), o, is_async=True)
-        x1, x2, cos, sin = load_rows(q, cos_ptr, sin_ptr, next_start, rows, offset, q_s, cos_s, sin_s, HALF)
+        if AHEAD:
+            x1, x2, cos, sin = load_rows(q, cos_ptr, sin_ptr, next_start, rows, offset, q_s, cos_s, sin_s, HALF)
         o, left = warpgroup_mma_wait(0, deps=[o, left])
         mbarrier.arrive(v_room.index(place), count=1)
 
@@ -244,18 +245,20 @@ def hopper_attention_kernel(
     """A program's units one after the other: two groups' rows of one head of q against the keys they see."""
     DOT: gl.constexpr = q_ptr.dtype.element_ty
     FACTOR: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HALF], DOT)
+    KEYS: gl.constexpr = k_desc.block_type.shape[2]
+    K_STAGES: gl.constexpr = 3 if HALF <= 64 else 2
     offset = offset.to(gl.int64)
     turned = gl.allocate_shared_memory(DOT, [4, ROWS, HALF], FACTOR)
     k_ring = gl.allocate_shared_memory(DOT, [2 * K_STAGES, 1, 1, KEYS, HALF], k_desc.layout)
     v_ring = gl.allocate_shared_memory(DOT, [V_STAGES, 1, 1, KEYS, WIDTH_V], v_desc.layout)
-    t_ring = gl.allocate_shared_memory(DOT, [2 * T_STAGES, SLICE, HALF], cos_desc.layout)
+    t_ring = gl.allocate_shared_memory(DOT, [2 * SLICES, KEYS // SLICES, HALF], cos_desc.layout)
     raw = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
     k_room = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     v_room = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    t_full = gl.allocate_shared_memory(gl.int64, [T_STAGES, 1], mbarrier.MBarrierLayout())
-    t_room = gl.allocate_shared_memory(gl.int64, [T_STAGES, 1], mbarrier.MBarrierLayout())
+    t_full = gl.allocate_shared_memory(gl.int64, [SLICES, 1], mbarrier.MBarrierLayout())
+    t_room = gl.allocate_shared_memory(gl.int64, [SLICES, 1], mbarrier.MBarrierLayout())
     order = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     mbarrier.init(order.index(0), count=1)
     mbarrier.init(order.index(1), count=1)
@@ -266,7 +269,7 @@ def hopper_attention_kernel(
     for place in gl.static_range(V_STAGES):
         mbarrier.init(v_full.index(place), count=1)
         mbarrier.init(v_room.index(place), count=2)
-    for place in gl.static_range(T_STAGES):
+    for place in gl.static_range(SLICES):
         mbarrier.init(t_full.index(place), count=1)
         mbarrier.init(t_room.index(place), count=1)
     work = (turns_of(units, gl.program_id(0), gl.num_programs(0), SPAN), heads, group, rows, keys, offset)
@@ -291,14 +294,14 @@ def hopper_attention_kernel(
 
 
 def serves(wish: Wish) -> bool:
-    """Whether the kernel can take a call: 64 or 128 columns, and what :func:`kernels.hopper.forms.are_even` asks."""
+    """Whether the kernel can take a call: certain columns, and what :func:`kernels.hopper.forms.are_even` asks."""
     q, k, v, cos, sin = wish.forms.values()
     needed = max(wish.q_offset + q.shape[2], k.shape[2])
     return (
         wish.plain
         and are_even(wish)
         and not any(stride <= 0 for x in (k, v, cos, sin) for stride in x.strides)
-        and {q.shape[3], v.shape[3]} <= {64, 128}
+        and ({q.shape[3], v.shape[3]} <= {64, 128} or q.shape[3] == v.shape[3] == 256)
         and cos.shape[1] == sin.shape[1] == q.shape[3] // 2
         and min(cos.shape[0], sin.shape[0]) >= needed
         and min(math.prod(x.shape) for x in (q, k, v)) > 0
@@ -322,7 +325,8 @@ def prepare(wish: Wish) -> Callable[..., None]:
     units = check_programs("rope_attention", ceil_div(rows, 2 * ROWS.value) * batch * heads)
     steps = *q.strides[:3], cos.strides[0], sin.strides[0]
     numbers = units, heads, heads // heads_k, rows, keys, wish.q_offset, wish.scale, *steps
-    counts = tiles_seen(wish, ceil_div(rows, 2 * ROWS.value))
+    tile = 128 if width <= 128 else 64  # keys
+    counts = tiles_seen(wish, ceil_div(rows, 2 * ROWS.value), tile)
     span = 2 if wish.causal and pairs_are_quicker(units, counts, wish.places) else 1
     constants = {
         "HALF": width // 2,
@@ -334,8 +338,8 @@ def prepare(wish: Wish) -> Callable[..., None]:
     }
     programs = min(ceil_div(units, span), wish.places)
     launch = Prepared(hopper_attention_kernel, programs, numbers, constants, {})
-    of_k, of_v = Blocks(1, 1, KEYS.value, width // 2), Blocks(1, 1, KEYS.value, width_v)
-    of_cos, of_sin = Blocks(SLICE.value, width // 2), Blocks(SLICE.value, width // 2)
+    of_k, of_v = Blocks(1, 1, tile, width // 2), Blocks(1, 1, tile, width_v)
+    of_cos, of_sin = (Blocks(tile // SLICES.value, width // 2) for _ in range(2))
 
     def run(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,

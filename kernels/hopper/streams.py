@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from kernels.hopper.rings import place_of
 from kernels.hopper.rows import rotate, rows_in_lanes
-from kernels.hopper.units import KEYS
+from kernels.hopper.units import COUNTED
 from kernels.launch import ceil_div
 from kernels.special import Wish
 
@@ -52,7 +52,7 @@ def tiles_met(wish: Wish, of_keys: bool, own: int) -> list[float]:
             counts.append(met * (heads // heads_k))
         else:
             counts.append(min(ceil_div(keys, tile), ceil_div(start + own + wish.q_offset, tile)))
-    return sorted(count * tile / KEYS.value for count in counts)
+    return sorted(count * tile / COUNTED for count in counts)
 
 
 @gluon.jit

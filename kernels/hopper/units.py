@@ -8,8 +8,8 @@ from triton.experimental.gluon import language as gl
 from kernels.launch import ceil_div
 from kernels.special import Wish
 
-ROWS, KEYS = gl.constexpr(64), gl.constexpr(128)  # of a group of warps, two of which have a unit; of a tile of keys
-START = 2.5  # tiles of keys that take as long as what a unit takes beside its own
+ROWS = gl.constexpr(64)  # of a group of warps, two of which have a unit
+START, COUNTED = 2.5, 128  # tiles of so many keys that take as long as what a unit takes beside its own
 MANY = 16  # units for each multiprocessor, of which pairs share out well
 
 
@@ -22,7 +22,7 @@ def turns_of(units, pid, programs, SPAN: gl.constexpr):
 
 
 @gluon.jit
-def unit_of(turn, rows, keys, offset, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
+def unit_of(turn, rows, keys, offset, KEYS: gl.constexpr, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
     """(head of q in all batches, first of its rows, tiles of keys they see) of a program's unit.
 
     Where rows see unlike numbers of keys, the last of a head come first, or go with the first as a pair.
@@ -38,12 +38,12 @@ def unit_of(turn, rows, keys, offset, CAUSAL: gl.constexpr, SPAN: gl.constexpr):
     return unit // tiles, tile * (2 * ROWS), count
 
 
-def tiles_seen(wish: Wish, blocks: int) -> list[int]:
-    """Tiles of keys that each block of rows sees, as :func:`unit_of` counts them."""
-    most = ceil_div(wish.forms["k"].shape[2], KEYS.value)
+def tiles_seen(wish: Wish, blocks: int, tile: int) -> list[int]:
+    """Tiles of so many keys that each block of rows sees, as :func:`unit_of` counts them."""
+    most = ceil_div(wish.forms["k"].shape[2], tile)
     if not wish.causal:
         return [most] * blocks
-    return [min(most, ceil_div((block + 1) * 2 * ROWS.value + wish.q_offset, KEYS.value)) for block in range(blocks)]
+    return [min(most, ceil_div((block + 1) * 2 * ROWS.value + wish.q_offset, tile)) for block in range(blocks)]
 
 
 def pairs_are_quicker(units: int, counts: Sequence[float], places: int) -> bool:

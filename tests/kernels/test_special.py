@@ -146,7 +146,7 @@ def test_programs_of_scores_are_about_as_many_as_share_work_out_well(turns, othe
     [(32, 512, False), (32, 1152, False), (256, 256, True), (256, 512, True), (128, 1024, True), (32, 16384, True)],
 )
 def test_causal_units_go_in_pairs_where_programs_end_earlier(heads, rows, paired):
-    counts = attention.tiles_seen(attention_wish(rows=rows, keys=rows, heads=heads, causal=True), rows // 128)
+    counts = attention.tiles_seen(attention_wish(rows=rows, keys=rows, heads=heads, causal=True), rows // 128, 128)
     assert counts == list(range(1, rows // 128 + 1))
     assert attention.pairs_are_quicker(heads * len(counts), counts, 132) is paired
 
@@ -156,7 +156,7 @@ def test_causal_units_go_in_pairs_where_programs_end_earlier(heads, rows, paired
 )
 def test_blocks_of_rows_see_as_many_tiles_of_keys_as_the_kernel_counts(q_offset, causal, counts):
     asked = attention_wish(rows=300, keys=500, table=500, causal=causal, q_offset=q_offset)
-    assert attention.tiles_seen(asked, 3) == counts
+    assert attention.tiles_seen(asked, 3, 128) == counts
 
 
 @pytest.mark.parametrize("units", [1, 2, 3, 5, 6, 7, 12])
