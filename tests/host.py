@@ -107,6 +107,9 @@ def calls() -> Iterator[tuple[str, Call]]:
         yield _whole(f"rope_attention{name}", attention.rope_attention, q, k, v, cos, sin, **options)
     q, k, v, cos, sin = (new(*shape) for shape in ((2, 4, 32, 64),) * 3 + ((32, 32),) * 2)
     yield _whole("rope_qk, special", pinned("rope_qk", "special"), q, k, cos, sin)
+    q, k = q.requires_grad_(), k.requires_grad_()
+    yield _whole("rope_qk, special, backward", pinned("rope_qk", "special"), q, k, cos, sin)
+    q, k = q.detach(), k.detach()
     yield _whole("rope_attention, special", pinned("rope_attention", "special"), q, k, v, cos, sin)
 
 

@@ -70,9 +70,10 @@ SPECIAL = {
 }
 #: Theirs of gradients too, which makes none of tables.
 SPECIAL |= {
-    f"rope_attention, special, {width} columns, tables as they are": replace(
-        SPECIAL["rope_attention, special"], tables=False, width=width
+    f"{name}, special, {width} columns, tables as they are": replace(
+        SPECIAL[f"{name}, special"], tables=False, width=width
     )
+    for name in ("rope_qk", "rope_attention")
     for width in (64, 128)
 }
 

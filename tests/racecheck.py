@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from kernels.hopper.attention import hopper_attention_kernel
 from kernels.hopper.attention_backward import hopper_gradient_kernel
+from kernels.hopper.qk_backward import hopper_qk_gradient_kernel
 from kernels.hopper.streamed_qk import streamed_qk_kernel
 
 NUMBERS = 256  # handed over in each program
@@ -101,7 +102,13 @@ def made_by_triton(kernel: Any) -> set[Place]:
     return found
 
 
-KERNELS = (hopper_attention_kernel, hopper_gradient_kernel, streamed_qk_kernel, handing_kernel)
+KERNELS = (
+    hopper_attention_kernel,
+    hopper_gradient_kernel,
+    hopper_qk_gradient_kernel,
+    streamed_qk_kernel,
+    handing_kernel,
+)
 
 
 def races_in(output: str) -> list[set[Place]]:

@@ -107,7 +107,7 @@ def run(case: Case, device: str, target: Callable[..., Any]) -> bool:
 def for_one_device(operation: str, count: int) -> list[Case]:
     """So many drawn cases of kernels for one device alone, then half as many whose gradients too are made by one."""
     cases = (special.drawn(operation, number, 1) for number in range(count, 100 * count))
-    gradients = islice(filter(special.gradient_launches, cases), count // 2 if operation == special.ATTENTION else 0)
+    gradients = islice(filter(special.gradient_launches, cases), count // 2)
     return [*(special.drawn(operation, number, 1) for number in range(count)), *gradients]
 
 

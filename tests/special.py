@@ -38,7 +38,8 @@ KERNELS = {
     QK: ("streamed_qk_kernel", "hopper_qk_kernel", "wide_qk_kernel"),
     ATTENTION: ("hopper_attention_kernel",),
 }
-GRADIENT_KERNEL = "hopper_gradient_kernel"  # of attention: launched for rows of q, then for keys
+#: Of attention launched for rows of q, then for keys; of scores for both at once.
+GRADIENTS = {QK: "hopper_qk_gradient_kernel", ATTENTION: "hopper_gradient_kernel"}
 SECONDS = 120.0  # for a case: several processes may compile at once
 RECIPES = ("normal",) * 6 + ("wide", "tiny", "powers", "nans", "infs", "subnormal", "zeros")
 
@@ -61,29 +62,36 @@ def case(
 
 
 def differentiated(
-    asked: Case, requires: tuple[str, ...] = ("q", "k", "v"), used: tuple[str, ...] = ("o",), inside: bool = False
+    asked: Case, requires: tuple[str, ...] = (), used: tuple[str, ...] = (), inside: bool = False
 ) -> Case:
-    """A case of attention with gradients of some inputs, from those of some outputs; do with heads ``inside`` rows."""
-    q, v = asked["q"], asked["v"]
+    """A case with gradients of some inputs, all but tables unless given, from those of some outputs, the first if none.
+
+    That of the first output has heads ``inside`` rows, or is contiguous.
+    """
+    q, last = asked["q"], asked["k" if asked.operation == QK else "v"]
     _, heads, rows, _ = q.shape
-    forms = {"o": (q.dtype, (*q.shape[:3], v.shape[3])), "lse": ("float32", q.shape[:3])}
+    first, across = ("scores", last.shape[2]) if asked.operation == QK else ("o", last.shape[3])
+    forms = {first: (q.dtype, (*q.shape[:3], across)), "lse": ("float32", q.shape[:3])}
     given = {
         name: TensorSpec(dtype, shape, dense(shape), 0, f"d{name}", Values("normal", 10 + seed))
         for seed, (name, (dtype, shape)) in enumerate(forms.items())
-        if name in used
+        if name in (used or (first,))
     }
     if inside:
-        width = v.shape[3]
-        given["o"] = replace(given["o"], strides=(heads * rows * width, width, heads * width, 1))
+        strides = (heads * rows * across, across, heads * across, 1)
+        given[first] = replace(given[first], strides=strides)
+    requires = requires or tuple(name for name in ("q", "k", "v") if name in dict(asked.tensors))
     return replace(asked, backward=Backward(requires, tuple(sorted(given.items()))))
 
 
 def gradient_launches(asked: Case) -> int:
-    """How many launches of GRADIENT_KERNEL a case ought to end with; 0 where others make its gradients."""
-    backward = asked.backward
-    if asked.operation != ATTENTION or backward is None or "o" not in dict(backward.cotangents):
+    """How many launches of GRADIENTS a case ought to end with; 0 where others make its gradients."""
+    backward, width = asked.backward, asked["q"].shape[3]
+    if backward is None or {"cos", "sin"} & set(backward.requires):
         return 0
-    if {"cos", "sin"} & set(backward.requires) or asked["q"].shape[3] != asked["v"].shape[3]:
+    if asked.operation == QK:
+        return int(width in (64, 128, 256))
+    if "o" not in dict(backward.cotangents) or width != asked["v"].shape[3] or width > 128:
         return 0
     return 2 if {"k", "v"} & set(backward.requires) else 1
 
@@ -114,6 +122,39 @@ BY_HAND: dict[str, Case] = {
     "attention, no scale": case(ATTENTION, rows=3, keys=140, scale=0.0),
     "attention, several units a program": case(ATTENTION, rows=300, keys=200, heads=(4, 2), width=64),
     "attention, pairs of units": case(ATTENTION, rows=300, keys=400, heads=(4, 1), causal=True, q_offset=90, width=64),
+    "attention, wide": case(ATTENTION, rows=130, keys=200, width=256),
+    "attention, wide and causal": case(
+        ATTENTION, "float16", rows=300, keys=300, width=256, heads=(4, 2), causal=True, q_offset=5
+    ),
+    "attention, wide, one tile of keys": case(ATTENTION, rows=3, keys=40, width=256, scale=-0.3),
+    "gradients of scores": differentiated(case(QK, rows=256, keys=128)),
+    "gradients of scores, ragged": differentiated(case(QK, rows=131, keys=208, heads=(1, 1))),
+    "gradients of scores, two parts": differentiated(case(QK, "float16", rows=300, keys=264, width=64)),
+    "gradients of scores, causal": differentiated(case(QK, rows=300, keys=304, causal=True, heads=(1, 1))),
+    "gradients of scores, causal, two parts": differentiated(
+        case(QK, rows=600, keys=520, causal=True, q_offset=30, width=64, heads=(2, 1))
+    ),
+    "gradients of scores, later rows": differentiated(
+        case(QK, "float16", rows=70, keys=400, causal=True, q_offset=330, width=64)
+    ),
+    "gradients of scores, keys that no row sees": differentiated(
+        case(QK, rows=40, keys=504, causal=True, q_offset=130, heads=(1, 1), width=64)
+    ),
+    "gradients of scores of groups": differentiated(case(QK, rows=70, keys=136, heads=(6, 2), width=64)),
+    "gradients of scores, several units a program": differentiated(
+        case(QK, rows=600, keys=400, heads=(6, 6), causal=True, q_offset=90, width=64)
+    ),
+    "gradients of scores, negative scale": differentiated(case(QK, rows=65, keys=32, scale=-2.0, width=64)),
+    "gradients of scores, no scale": differentiated(case(QK, rows=3, keys=144, scale=0.0)),
+    "gradients of scores, wide": differentiated(case(QK, rows=130, keys=200, width=256, causal=True, q_offset=20)),
+    "gradients of scores of one row": differentiated(case(QK, rows=1, keys=8)),
+    "gradients of scores of queries alone": differentiated(case(QK, rows=65, keys=72), ("q",)),
+    "gradients of scores of keys alone": differentiated(case(QK, rows=65, keys=72), ("k",)),
+    "gradients of scores, a view handed back": differentiated(
+        case(QK, rows=65, keys=72, heads=(4, 2), width=64), inside=True
+    ),
+    "gradients of scores of other widths": differentiated(case(QK, rows=65, keys=72, width=96)),
+    "gradients of scores of tables": differentiated(case(QK, rows=65, keys=72, width=64), ("q", "k", "cos", "sin")),
     "gradients": differentiated(case(ATTENTION, rows=128, keys=128)),
     "gradients, ragged": differentiated(case(ATTENTION, rows=131, keys=201, heads=(1, 1))),
     "gradients, causal": differentiated(case(ATTENTION, rows=300, keys=300, causal=True, heads=(1, 1))),
@@ -134,6 +175,7 @@ BY_HAND: dict[str, Case] = {
     "gradients, no scale": differentiated(case(ATTENTION, rows=3, keys=140, scale=0.0)),
     "gradients in float16": differentiated(case(ATTENTION, "float16", rows=100, keys=90, width=64)),
     "gradients of one row": differentiated(case(ATTENTION, rows=1, keys=1)),
+    "gradients of wide heads": differentiated(case(ATTENTION, rows=65, keys=70, width=256)),
     "gradients of values alone": differentiated(case(ATTENTION, rows=65, keys=70), ("v",)),
     "gradients of queries alone": differentiated(case(ATTENTION, rows=65, keys=70), ("q",)),
     "gradients, lse used too": differentiated(
@@ -157,6 +199,8 @@ LARGE: dict[str, Case] = {
     "scores of many": case(QK, rows=1000, keys=520, heads=(40, 4), causal=True, q_offset=7),
     "scores of many, not causal": case(QK, "float16", rows=500, keys=700, heads=(60, 60)),
     "wide scores of many": case(QK, rows=1000, keys=520, width=256, heads=(40, 4)),
+    "gradients of scores of many": differentiated(case(QK, rows=520, keys=600, heads=(80, 40), causal=True)),
+    "gradients of scores of many, not causal": differentiated(case(QK, rows=520, keys=280, heads=(100, 100), width=64)),
     "gradients of many": differentiated(case(ATTENTION, rows=70, keys=20, heads=(150, 150), width=64)),  # soon judged
     "gradients of many, causal": differentiated(
         case(ATTENTION, rows=130, keys=130, heads=(80, 80), causal=True, width=64)
@@ -179,26 +223,29 @@ def laid_out(chance: random.Random, name: str, shape: tuple[int, ...], dtype: st
     return TensorSpec(dtype, shape, tuple(strides), offset, name, values)
 
 
-def handed_back(chance: random.Random, dtype: str, shape: tuple[int, ...], with_lse: bool) -> Backward:
-    """What a case of attention is differentiated by, o of this shape in use or seldom lse alone; mostly not by tables.
+def handed_back(chance: random.Random, dtype: str, name: str, shape: tuple[int, ...], with_lse: bool) -> Backward:
+    """What a case is differentiated by, its output of this shape in use or seldom lse alone; mostly not by tables.
 
-    Rows of do start at multiples of 16 bytes, as those of inputs; gradients of lse lie anyhow.
+    Rows of the output's gradient start at multiples of 16 bytes, as those of inputs; gradients of lse lie anyhow.
     """
-    some = ("q", "k", "v")
-    requires = chance.choice((some, some, some, some, ("q",), ("k",), ("v",), ("q", "v"), (*some, "cos", "sin")))
-    used = chance.choice((("o",), ("lse", "o"), ("lse", "o"), ("lse",))) if with_lse else ("o",)
-    do = laid_out(chance, "do", shape, dtype, Values(chance.choice(RECIPES), chance.randrange(2**31)))
+    some = ("q", "k") if name == "scores" else ("q", "k", "v")
+    requires = chance.choice(
+        (some, some, some, some, ("q",), ("k",), some[-1:], ("q", some[-1]), (*some, "cos", "sin"))
+    )
+    used = chance.choice(((name,), ("lse", name), ("lse", name), ("lse",))) if with_lse else (name,)
+    given = laid_out(chance, "given", shape, dtype, Values(chance.choice(RECIPES), chance.randrange(2**31)))
     _, heads, rows = shape[:3]
     steps = chance.choice(((heads * rows, rows, 1), (heads * rows, 1, heads), (0, 0, 0)))
     dlse = TensorSpec("float32", shape[:3], steps, 1, "dlse", Values(chance.choice(RECIPES), chance.randrange(2**31)))
-    return Backward(requires, tuple((name, {"o": do, "lse": dlse}[name]) for name in used))
+    return Backward(requires, tuple((one, {name: given, "lse": dlse}[one]) for one in used))
 
 
 def drawn(operation: str, number: int, seed: int) -> Case:
     """One case by chance, the same for the same numbers; a third is differentiated, of which numbers come last."""
     chance = random.Random(f"{operation} {seed} {number}")
-    widths = (64, 128) if operation == ATTENTION else (16, 48, 64, 96, 128, 160, 256)
+    widths = (64, 64, 128, 128, 256) if operation == ATTENTION else (16, 48, 64, 64, 96, 128, 128, 160, 256)
     dtype, width, width_v = chance.choice(("bfloat16", "float16")), chance.choice(widths), chance.choice((64, 128))
+    width_v = width_v if width <= 128 else width
     kv_heads, group, batch = chance.choice((1, 1, 2)), chance.choice((1, 1, 2, 3)), chance.choice((1, 1, 2))
     rows = chance.choice((1, 3, 63, 64, 65, 128, 130, 200))
     keys = chance.choice((8, 16, 120, 128, 136, 256, 264, 520))
@@ -224,15 +271,13 @@ def drawn(operation: str, number: int, seed: int) -> Case:
     }
     backward = None
     if chance.random() < 1 / 3:
-        out = (batch, kv_heads * group, rows, width_v if operation == ATTENTION else keys)
-        if operation == ATTENTION:
-            if chance.random() < 0.8:  # then GRADIENT_KERNEL can take it
-                specs["v"] = laid_out(chance, "v", shapes["k"], dtype, specs["v"].values)
-                out = (*out[:3], width)
-            backward = handed_back(chance, dtype, out, "return_lse" in options)
+        if operation == QK:
+            backward = handed_back(chance, dtype, "scores", (batch, kv_heads * group, rows, keys), False)
         else:
-            given = TensorSpec(dtype, out, dense(out), storage="dscores", values=Values("normal", number))
-            backward = Backward(tuple(specs), (("scores", given),))
+            if chance.random() < 0.8:  # then their kernel can take it, unless heads are wide
+                specs["v"] = laid_out(chance, "v", shapes["k"], dtype, specs["v"].values)
+            out = (batch, kv_heads * group, rows, specs["v"].shape[3])
+            backward = handed_back(chance, dtype, "o", out, "return_lse" in options)
     return Case(operation, tuple(specs.items()), tuple(sorted(options.items())), backward)
 
 
@@ -244,7 +289,7 @@ def said_of(runner: Runner, asked: Case, device: str) -> str:
     launched, gradients = [launch.kernel for launch in outcome.launches], gradient_launches(asked)
     if device == "cpu" and not {*launched[:1]} & {*KERNELS[asked.operation]}:
         found.append("another kernel was taken")
-    if device == "cpu" and gradients and launched[1:] != [GRADIENT_KERNEL] * gradients:
+    if device == "cpu" and gradients and launched[1:] != [GRADIENTS[asked.operation]] * gradients:
         found.append("another kernel was taken for gradients")
     return "; ".join(filter(None, found)) or "right"
 

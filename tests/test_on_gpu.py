@@ -157,8 +157,10 @@ def test_graphs_exercise_kernels_for_one_device_alone_and_that_of_gradients(laun
     tensors, given = on_gpu.problem_of(operation, on_gpu.LENGTHS[0], "cpu")
     found = on_gpu.both_ways(operation.ours, tensors, given)
     launched = [launch["kernel"] for launch in launching.launches]
-    assert launched[0] in special.KERNELS[special.ATTENTION if operation.values else special.QK]
-    assert (launched[1:] == [special.GRADIENT_KERNEL] * 2) == (not operation.tables)
+    name = special.ATTENTION if operation.values else special.QK
+    assert launched[0] in special.KERNELS[name]
+    of_gradients = [special.GRADIENTS[name]] * (2 if operation.values else 1)
+    assert (launched[1:] == of_gradients) == (not operation.tables)
     assert len(found) == 1 + 2 + operation.values + 2 * operation.tables
     assert all(map(torch.equal, found, on_gpu.both_ways(operation.ours, tensors, given)))
     true = on_gpu.both_ways(operation.twin, tensors, [given[0].to(found[0].dtype)])
@@ -182,12 +184,14 @@ def test_cases_for_one_device_have_gradients_of_its_kernels():
     assert cases[:23] == [special.drawn(special.ATTENTION, number, 1) for number in range(23)]
     assert len(cases) == len({case.id for case in cases}) == 34
     assert all(map(special.gradient_launches, cases[23:]))
-    assert len(sanitizer.for_one_device(special.QK, 23)) == 23
+    of_scores = sanitizer.for_one_device(special.QK, 23)
+    assert len(of_scores) == 34
+    assert all(map(special.gradient_launches, of_scores[23:]))
 
 
 def test_drawn_cases_run(launching):
     assert sanitizer.run_cases(6, (0, 2), "cpu") + sanitizer.run_cases(6, (1, 2), "cpu") >= 15
-    assert special.GRADIENT_KERNEL in {launch["kernel"] for launch in launching.launches}
+    assert set(special.GRADIENTS.values()) <= {launch["kernel"] for launch in launching.launches}
     assert not launching.accesses
 
 

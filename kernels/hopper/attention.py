@@ -27,7 +27,7 @@ from kernels.hopper.forms import Blocks, are_even
 from kernels.hopper.rings import pass_turn, place_of, take_turn
 from kernels.hopper.rows import begin_of, load_rows, rotate, rows_in_lanes, store_rows
 from kernels.hopper.units import ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
-from kernels.hopper.weights import PARTS, in_parts, weigh
+from kernels.hopper.weights import PARTS, in_parts, multiply_keys, weigh
 from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E
 from kernels.special import Wish
@@ -119,17 +119,6 @@ def turn_keys(k_ring, raw, full, tables, work, HALF: gl.constexpr, CAUSAL: gl.co
             fence_async_shared()
             mbarrier.arrive(full.index(place), count=1)
             step += 1
-
-
-@gluon.jit
-def multiply_keys(q1, q2, k_ring, place, HALF: gl.constexpr, S: gl.constexpr):
-    """Scores (ROWS, KEYS) of a tile, under way."""
-    KEYS: gl.constexpr = k_ring.shape[3]
-    k1 = k_ring.index(2 * place).reshape((KEYS, HALF))
-    k2 = k_ring.index(2 * place + 1).reshape((KEYS, HALF))
-    s = gl.zeros([ROWS, KEYS], gl.float32, S)
-    s = warpgroup_mma(q2, k2.permute((1, 0)), s, use_acc=False, is_async=True)
-    return warpgroup_mma(q1, k1.permute((1, 0)), s, is_async=True)
 
 
 @gluon.jit

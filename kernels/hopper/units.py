@@ -38,12 +38,13 @@ def unit_of(turn, rows, keys, offset, KEYS: gl.constexpr, CAUSAL: gl.constexpr, 
     return unit // tiles, tile * (2 * ROWS), count
 
 
-def tiles_seen(wish: Wish, blocks: int, tile: int) -> list[int]:
-    """Tiles of so many keys that each block of rows sees, as :func:`unit_of` counts them."""
-    most = ceil_div(wish.forms["k"].shape[2], tile)
+def tiles_seen(wish: Wish, blocks: int, tile: int) -> list[float]:
+    """Tiles of so many keys that each block of rows sees, as :func:`unit_of` has them, counted as START is."""
+    most, size = ceil_div(wish.forms["k"].shape[2], tile), tile / COUNTED
     if not wish.causal:
-        return [most] * blocks
-    return [min(most, ceil_div((block + 1) * 2 * ROWS.value + wish.q_offset, tile)) for block in range(blocks)]
+        return [most * size] * blocks
+    seen = (ceil_div((block + 1) * 2 * ROWS.value + wish.q_offset, tile) for block in range(blocks))
+    return [min(most, count) * size for count in seen]
 
 
 def pairs_are_quicker(units: int, counts: Sequence[float], places: int) -> bool:

@@ -1,9 +1,23 @@
-"""Weights of a tile of scores, with the softmax carried along."""
+"""Scores of a tile of keys, and their weights, with the softmax carried along."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma
+
+from kernels.hopper.units import ROWS
 
 PARTS = gl.constexpr(8)  # sums of a row
+
+
+@gluon.jit
+def multiply_keys(q1, q2, k_ring, place, HALF: gl.constexpr, S: gl.constexpr):
+    """Scores (ROWS, KEYS) of a tile, under way."""
+    KEYS: gl.constexpr = k_ring.shape[3]
+    k1 = k_ring.index(2 * place).reshape((KEYS, HALF))
+    k2 = k_ring.index(2 * place + 1).reshape((KEYS, HALF))
+    s = gl.zeros([ROWS, KEYS], gl.float32, S)
+    s = warpgroup_mma(q2, k2.permute((1, 0)), s, use_acc=False, is_async=True)
+    return warpgroup_mma(q1, k1.permute((1, 0)), s, is_async=True)
 
 
 @gluon.jit

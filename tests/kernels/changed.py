@@ -10,31 +10,33 @@ import torch
 from fuzzrope.judge import judge
 from fuzzrope.targets import find
 from kernels.forms import Meta
-from kernels.hopper import attention, attention_backward, qk, streamed_qk, wide_qk
+from kernels.hopper import attention, attention_backward, qk, qk_backward, streamed_qk, wide_qk
 from kernels.special import Wish
 from kernels.tiling import Pins
-from tests.special import ATTENTION, GRADIENT_KERNEL, KERNELS, QK
+from tests.special import ATTENTION, GRADIENTS, KERNELS, QK
 
-GIVEN = ("q", "k", "v", "cos", "sin", "do", "dlse")
+GIVEN, BY_SCORES = ("q", "k", "v", "cos", "sin", "do", "dlse"), ("q", "k", "cos", "sin", "ds")
 MODULES = {
     "streamed scores": streamed_qk,
     "scores": qk,
     "wide scores": wide_qk,
     "attention": attention,
     "gradients": attention_backward,
+    "gradients of scores": qk_backward,
 }
-KERNEL = dict(zip(MODULES, (*KERNELS[QK], *KERNELS[ATTENTION], GRADIENT_KERNEL), strict=True))
+KERNEL = dict(zip(MODULES, (*KERNELS[QK], *KERNELS[ATTENTION], GRADIENTS[ATTENTION], GRADIENTS[QK]), strict=True))
 OPERATION = {which: QK if which.endswith("scores") else ATTENTION for which in MODULES}
 STANDS_FOR = {which: "qk" if which.endswith("scores") else which for which in MODULES}
-STANDS_FOR["gradients"] = "attention_gradients"
+STANDS_FOR |= {"gradients": "attention_gradients", "gradients of scores": "qk_gradients"}
 ANY = Pins(special=True)
 
 
-def wish(*shapes: tuple[int, ...], dtype=torch.bfloat16, causal=False, q_offset=0, plain=True, **strides) -> Wish:
-    names = ("q", "k", "cos", "sin") if len(shapes) == 4 else ("q", "k", "v", "cos", "sin", "do", "dlse")[: len(shapes)]
+def wish(
+    *shapes: tuple[int, ...], names=BY_SCORES, dtype=torch.bfloat16, causal=False, q_offset=0, plain=True, **strides
+) -> Wish:
     forms = {
         name: Meta(shape, strides.get(name, torch.empty(shape, device="meta").stride()), dtype)
-        for name, shape in zip(names, shapes, strict=True)
+        for name, shape in zip(names, shapes, strict=False)
     }
     if "dlse" in forms:
         forms["dlse"] = forms["dlse"]._replace(dtype=torch.float32)
@@ -43,16 +45,23 @@ def wish(*shapes: tuple[int, ...], dtype=torch.bfloat16, causal=False, q_offset=
 
 def attention_wish(rows=512, keys=512, width=128, width_v=128, table=512, heads=2, **changes) -> Wish:
     q, k, v = ((1, heads, n, w) for n, w in ((rows, width), (keys, width), (keys, width_v)))
-    return wish(q, k, v, (table, width // 2), (table, width // 2), **changes)
+    return wish(q, k, v, (table, width // 2), (table, width // 2), names=GIVEN, **changes)
 
 
 def gradient_wish(rows=512, keys=512, width=128, width_v=128, table=512, heads=2, group=1, **changes) -> Wish:
     q, do = ((1, heads * group, rows, w) for w in (width, width_v))
     k, v = ((1, heads, keys, w) for w in (width, width_v))
-    return wish(q, k, v, (table, width // 2), (table, width // 2), do, q[:3], **changes)
+    return wish(q, k, v, (table, width // 2), (table, width // 2), do, q[:3], names=GIVEN, **changes)
 
 
-PARTS = re.compile(r"from kernels\.hopper\.(pull|rows|streams|units|weights) import .*\n")  # whose flaws are its own
+def scores_gradient_wish(rows=512, keys=512, width=128, table=512, heads=2, group=1, **changes) -> Wish:
+    q, k = ((1, n, length, width) for n, length in ((heads * group, rows), (heads, keys)))
+    return wish(q, k, (table, width // 2), (table, width // 2), (*q[:3], keys), **changes)
+
+
+PARTS = re.compile(
+    r"from kernels\.hopper\.(pull|pull_scores|rings|rows|streams|units|weights) import .*\n"
+)  # whose flaws are its own
 
 
 def text_of(path: Path, known: set[str]) -> str:

@@ -19,7 +19,7 @@ from kernels.special import SPECIAL, Wish, special_for
 from kernels.tiling import HOPPER, SHIPPED
 from tests import special as command
 from tests.kernels.changed import ANY, GIVEN, gradient_wish, kinds_with
-from tests.special import ATTENTION, BY_HAND, GRADIENT_KERNEL, case, differentiated, drawn
+from tests.special import ATTENTION, BY_HAND, GRADIENTS, case, differentiated, drawn
 
 
 def test_gradients_that_went_another_way_are_told(runner, monkeypatch):
@@ -40,6 +40,11 @@ def test_gradients_that_went_another_way_are_told(runner, monkeypatch):
         ("gradients of queries alone", 1),
         ("gradients, lse used too", 2),
         ("gradients, values of another width", 0),
+        ("gradients of wide heads", 0),
+        ("gradients of scores", 1),
+        ("gradients of scores of keys alone", 1),
+        ("gradients of scores of other widths", 0),
+        ("gradients of scores of tables", 0),
         ("gradients of tables", 0),
         ("gradients of lse alone", 0),
         ("attention", 0),
@@ -127,7 +132,7 @@ def test_programs_of_gradients_share_out_every_unit_once(engine, units, causal):
     run(q, k, v, *tables, o, lse, do, dlse, *made, True)
     assert all(x.abs().max() < 1e8 for x in made)  # all is written, by one program each
     assert not engine.accesses
-    assert [launch["kernel"] for launch in engine.launches] == [GRADIENT_KERNEL] * 2
+    assert [launch["kernel"] for launch in engine.launches] == [GRADIENTS[ATTENTION]] * 2
 
 
 def test_gradients_know_zero_from_minus_zero_as_a_scale(launching):
@@ -199,7 +204,9 @@ def test_units_of_gradients_are_all_there_and_meet_the_tiles_that_they_have_to(
     asked = gradient_wish(rows, keys, table=1000, heads=heads, group=group, causal=causal, q_offset=offset)
     times = group if of_keys else 1
     if causal:  # else nobody asks
-        assert attention_backward.tiles_met(asked, of_keys) == sorted(len(tiles) * times / 2 for tiles in met.values())
+        assert attention_backward.tiles_met(asked, of_keys, own) == sorted(
+            len(tiles) * times / 2 for tiles in met.values()
+        )
 
 
 def of_gradients():
