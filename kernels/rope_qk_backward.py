@@ -181,17 +181,20 @@ def qk_gradients(
 ) -> list[torch.Tensor | None]:
     """The gradients of q, k, cos and sin that are needed; ``saved`` are these."""
     batch, heads, group, rows, keys = problem[:5]
-    dot = torch.promote_types(problem.dot, ds.dtype)
-    rule, width = choose_tiles(problem.half, dot), 2 * problem.half
-    by_q, by_k = (problem.tiles(name, saved[0].device, dot, width, rule) for name in ("qk_dq", "qk_dk"))
     q, k, cos, sin, ds = resolved(*saved, ds)
-    dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     if not (needs[2] or needs[3]):
         special = special_gradients(problem, tuple(Meta.of(x) for x in (q, k, cos, sin, ds)), q.device)
         if special is not None and start_even((q, k, cos, sin, ds)):
-            wanted = [x if need else None for x, need in zip((dq, dk), needs, strict=False)]
+            wanted = [
+                torch.empty(x.shape, dtype=x.dtype, device=x.device) if need else None
+                for x, need in zip((q, k), needs, strict=False)
+            ]
             special(q, k, cos, sin, ds, *wanted)
             return [*wanted, None, None]
+    dot = torch.promote_types(problem.dot, ds.dtype)
+    rule, width = choose_tiles(problem.half, dot), 2 * problem.half
+    by_q, by_k = (problem.tiles(name, q.device, dot, width, rule) for name in ("qk_dq", "qk_dk"))
+    dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     sums = TableSums(problem, needs[2] or needs[3], q)
     q_steps, k_steps, ds_steps = strides_of(q), strides_of(k), strides_of(ds)
     packed = (0, rows * 2 * problem.half, 2 * problem.half, 1)

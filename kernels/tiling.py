@@ -58,9 +58,11 @@ SHIPPED = Pins()
 
 @lru_cache
 def architecture(device: torch.device) -> int:
-    """Ten times the compute capability of a device; that of Hopper where a CPU stands in for a GPU."""
+    """Ten times the compute capability of a device; that of Hopper where a CPU stands in for a GPU, 0 of AMD's."""
     if device.type != "cuda":
         return HOPPER
+    if torch.version.hip is not None:  # its numbers are others: 9.0 is gfx90a
+        return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 

@@ -243,7 +243,7 @@ def handed_back(chance: random.Random, dtype: str, name: str, shape: tuple[int, 
 def drawn(operation: str, number: int, seed: int) -> Case:
     """One case by chance, the same for the same numbers; a third is differentiated, of which numbers come last."""
     chance = random.Random(f"{operation} {seed} {number}")
-    widths = (64, 64, 128, 128, 256) if operation == ATTENTION else (16, 48, 64, 64, 96, 128, 128, 160, 256)
+    widths = (64, 64, 64, 128, 128, 128, 256) if operation == ATTENTION else (16, 48, 64, 64, 96, 128, 128, 160, 256)
     dtype, width, width_v = chance.choice(("bfloat16", "float16")), chance.choice(widths), chance.choice((64, 128))
     width_v = width_v if width <= 128 else width
     kv_heads, group, batch = chance.choice((1, 1, 2)), chance.choice((1, 1, 2, 3)), chance.choice((1, 1, 2))

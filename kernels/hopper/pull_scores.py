@@ -14,7 +14,7 @@ from kernels.hopper.units import ROWS
 def bring_ds(
     ds_desc, ds_rings, work, OWN: gl.constexpr, CAUSAL: gl.constexpr, OF_KEYS: gl.constexpr, SPAN: gl.constexpr
 ):  # fmt: skip
-    """Gradients of scores of own rows and a tile, a part for each group, as far ahead as there is room."""
+    """Gradients of scores of own rows and a tile, in parts of ROWS own rows, as far ahead as there is room."""
     ring, full, room = ds_rings
     PARTS: gl.constexpr = OWN // ROWS
     STAGES: gl.constexpr = ring.shape[0] // PARTS

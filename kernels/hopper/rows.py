@@ -1,4 +1,4 @@
-"""A group's rows of q, loaded and rotated, and of o, stored."""
+"""A group's rows, loaded and rotated, which of a tile they meet, and what is stored of them."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

@@ -1,4 +1,4 @@
-"""Which rows of which head a program of attention takes, one unit after the other, and the keys they see."""
+"""Units of work that programs take one after the other; of attention, the rows of a head and the keys they see."""
 
 from collections.abc import Sequence
 

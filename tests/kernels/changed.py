@@ -59,9 +59,10 @@ def scores_gradient_wish(rows=512, keys=512, width=128, table=512, heads=2, grou
     return wish(q, k, (table, width // 2), (table, width // 2), (*q[:3], keys), **changes)
 
 
+#: Imports of parts of modules, whose flaws are theirs.
 PARTS = re.compile(
-    r"from kernels\.hopper\.(pull|pull_scores|rings|rows|streams|units|weights) import .*\n"
-)  # whose flaws are its own
+    r"from kernels\.hopper\.(pull|pull_scores|rings|rows|streams|units|weights) import (?:\([^)]*\)|.*)\n"
+)
 
 
 def text_of(path: Path, known: set[str]) -> str:

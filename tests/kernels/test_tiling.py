@@ -236,3 +236,10 @@ def test_the_module_has_no_other_attributes():
         _ = pinned.nothing
     with pytest.raises(AttributeError):
         getattr(pinned, "rope_qv@any")
+
+
+def test_numbers_of_another_maker_are_none_of_ours(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert tiling.architecture.__wrapped__(torch.device("cuda")) == tiling.HOPPER
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert tiling.architecture.__wrapped__(torch.device("cuda")) == 0
