@@ -105,7 +105,7 @@ def hopper_qk_gradient_kernel(
     """
     DOT: gl.constexpr = dq_ptr.dtype.element_ty
     PARTS: gl.constexpr = OWN // ROWS
-    X_STAGES: gl.constexpr = 3 if HALF <= 64 else 2
+    X_STAGES: gl.constexpr = 3 if HALF <= 64 else 2  # these and the next: what shared memory holds
     T_STAGES: gl.constexpr = 2 if HALF <= 64 else 1
     DS_STAGES: gl.constexpr = 3
     HELD: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HALF], DOT)
