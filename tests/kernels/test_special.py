@@ -1,4 +1,7 @@
-"""Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found."""
+"""Kernels for one device alone: taken where they serve and pay, right, and each flaw put into them is found.
+
+The module is long: flaws are read beside each other, by kernel.
+"""
 
 import weakref
 
