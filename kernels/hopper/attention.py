@@ -24,10 +24,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kernels.early import BEGINS_EARLY, wait_for_launch
 from kernels.fused import check_programs
 from kernels.hopper.forms import Blocks, are_even
-from kernels.hopper.rings import pass_turn, place_of, take_turn
+from kernels.hopper.rings import place_of
 from kernels.hopper.rows import begin_of, load_rows, rotate, rows_in_lanes, store_rows
 from kernels.hopper.units import ROWS, pairs_are_quicker, tiles_seen, turns_of, unit_of
-from kernels.hopper.weights import PARTS, in_parts, multiply_keys, weigh
+from kernels.hopper.weights import NOTHING, PARTS, in_parts, log_of_sum, multiply_keys, wait_for_scores, weigh
 from kernels.launch import Prepared, ceil_div
 from kernels.softmax import LEAST, LN_2, LOG2_E
 from kernels.special import Wish
@@ -128,7 +128,7 @@ def attend(
 ):  # fmt: skip
     """One group's rows of q against all tiles of keys, with the softmax carried along; one unit after the other."""
     q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr = tensors
-    k_ring, full, k_room, v_ring, v_full, v_room, order, lines = rings
+    k_ring, full, k_room, v_ring, v_full, v_room, lines = rings
     KEYS: gl.constexpr = k_ring.shape[3]
     STAGES: gl.constexpr = k_ring.shape[0] // 2
     AHEAD: gl.constexpr = HALF <= 64  # wider rows of the next unit find no registers while o is summed up
@@ -163,20 +163,19 @@ def attend(
         r = start + gl.arange(0, ROWS, layout=gl.SliceLayout(1, S))
         high = (gl.minimum(r + offset + 1, keys) if CAUSAL else r * 0 + keys.to(gl.int64)).to(gl.int32)
         seen = (gl.minimum(start + offset + 1, keys) if CAUSAL else keys.to(gl.int64)).to(gl.int32)  # by every row
-        top = gl.full([ROWS], -float("inf"), gl.float32, gl.SliceLayout(1, S))
+        top = gl.full([ROWS], NOTHING, gl.float32, gl.SliceLayout(1, S))
         o = gl.zeros([ROWS, WIDTH_V], gl.float32, OUT)
 
         place, parity = place_of(step, STAGES)
         mbarrier.wait(full.index(place), parity)
-        take_turn(order, step, WHICH, CAUSAL)
-        s = multiply_keys(q1, q2, k_ring, place, HALF, S)
-        pass_turn(order, WHICH, CAUSAL)
+        second = q2.load(gl.DotOperandLayout(0, S, 2)) if AHEAD else q2
+        s = multiply_keys(q1, second, k_ring, place, HALF, S)
         next_head, next_start, next_count = unit_of(
             gl.minimum(turn + 1, mine - 1), rows, keys, offset, KEYS, CAUSAL, SPAN
         )
         next_start += WHICH * ROWS
         q = begin_of(q_ptr, next_head, heads, q_b, q_h)
-        s = warpgroup_mma_wait(0, deps=[s])
+        s, second = wait_for_scores(s, second, 0, AHEAD)
         mbarrier.arrive(k_room.index(place), count=1)
         if seen < KEYS:
             s = gl.where(numbers.load(gl.SliceLayout(0, S))[None, :] < high[:, None], s, -float("inf"))
@@ -190,11 +189,9 @@ def attend(
             v_place, v_parity = place_of(step + tile - 1, V_STAGES)
             mbarrier.wait(full.index(place), parity)
             mbarrier.wait(v_full.index(v_place), v_parity)
-            take_turn(order, step + tile, WHICH, CAUSAL)
-            s = multiply_keys(q1, q2, k_ring, place, HALF, S)
+            s = multiply_keys(q1, second, k_ring, place, HALF, S)
             o = warpgroup_mma(left, v_ring.index(v_place).reshape((KEYS, WIDTH_V)), o, is_async=True)
-            pass_turn(order, WHICH, CAUSAL)
-            s = warpgroup_mma_wait(1, deps=[s])
+            s, second = wait_for_scores(s, second, 1, AHEAD)
             mbarrier.arrive(k_room.index(place), count=1)
             if tile >= whole:
                 column = numbers.load(gl.SliceLayout(0, S))[None, :]
@@ -217,9 +214,8 @@ def attend(
         mbarrier.arrive(v_room.index(place), count=1)
 
         whole_sum = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, S))
-        whole_sum = gl.where(whole_sum == 0, 1.0, whole_sum)  # a row without keys
-        lse = (top * units + gl.log2(whole_sum)) * LN_2
-        gl.store(lse_ptr + head.to(gl.int64) * rows + r, lse, mask=r < rows)
+        lse, whole_sum = log_of_sum(top, whole_sum, units)
+        gl.store(lse_ptr + head.to(gl.int64) * rows + r, lse * LN_2, mask=r < rows)
         o = o * gl.convert_layout(1.0 / whole_sum, gl.SliceLayout(1, OUT))[:, None]
         store_rows(o.to(DOT), o_ptr + head.to(gl.int64) * rows * WIDTH_V, start, rows, q1, q2, HALF, WIDTH_V)
         head, start, count = next_head, next_start, next_count
@@ -248,9 +244,6 @@ def hopper_attention_kernel(
     v_room = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
     t_full = gl.allocate_shared_memory(gl.int64, [SLICES, 1], mbarrier.MBarrierLayout())
     t_room = gl.allocate_shared_memory(gl.int64, [SLICES, 1], mbarrier.MBarrierLayout())
-    order = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(order.index(0), count=1)
-    mbarrier.init(order.index(1), count=1)
     for place in gl.static_range(K_STAGES):
         mbarrier.init(raw.index(place), count=1)
         mbarrier.init(full.index(place), count=1)
@@ -264,7 +257,7 @@ def hopper_attention_kernel(
     work = (turns_of(units, gl.program_id(0), gl.num_programs(0), SPAN), heads, group, rows, keys, offset)
     places = (q_b, q_h, q_s, cos_s, sin_s)
     numbers = gl.allocate_shared_memory(gl.int32, [2, KEYS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    rings = (k_ring, full, k_room, v_ring, v_full, v_room, order, numbers)
+    rings = (k_ring, full, k_room, v_ring, v_full, v_room, numbers)
     tables = (t_ring, t_full, t_room)
     tensors = (q_ptr, cos_ptr, sin_ptr, o_ptr, lse_ptr)
     q1, q2, q3, q4 = turned.index(0), turned.index(1), turned.index(2), turned.index(3)

@@ -2,8 +2,8 @@
 
 A program owns units of 256 keys, which four warps rotate where they lie, while the unit before is multiplied; a warp
 brings them, and the queries that meet them with their rows of the tables. Two groups of four warps take tiles of
-queries in turn, rotate them in registers, where they are the left factor, and store whole rows of scores, while the
-other multiplies. What :func:`serves` does not accept is left to :mod:`kernels.hopper.qk`.
+queries in turn, rotate them in registers, where they are the left factor, and store scores, whole rows or bulk copies,
+while the other multiplies. What :func:`serves` does not accept is left to :mod:`kernels.hopper.qk`.
 
 ``work`` is (units of this program, steps of each, heads of k, heads of q to one of k, keys, rows, offset).
 """
@@ -35,6 +35,7 @@ from kernels.special import Wish
 KEYS, PART = gl.constexpr(256), gl.constexpr(128)  # that a program owns, and that are multiplied at once
 STAGES = gl.constexpr(2)  # of queries, which leave for registers soon
 AHEAD = gl.constexpr(STAGES.value + 1)  # the step of a unit at which no group is in the one before: next keys come
+MANY_KEYS = 2048  # from which bulk copies store scores faster than threads do, as for causal rows and one unit a row
 ENOUGH_UNITS, FEWEST_STEPS = 0.7, 3  # units for each multiprocessor and round, and steps of a unit, that pay
 
 
@@ -151,11 +152,30 @@ def put(s, buffer, out_ptr, start, rows, start_n, keys):
 
 
 @gluon.jit
-def score(out_ptr, x_rings, k_rings, rooms, work, scale, WHICH: gl.constexpr, HALF: gl.constexpr, CAUSAL: gl.constexpr):
+def send(s, buffers, out_desc, head, start, start_n, WHICH: gl.constexpr):
+    """Finished scores of half a tile by two bulk copies, while the one before is read at most."""
+    BULK: gl.constexpr = PART // 2
+    first, second = gl.split(s.reshape((TILE, 2, BULK)).permute((0, 2, 1)))
+    tma.store_wait(1)
+    buffers.index(2 * WHICH).store(first.reshape((1, TILE, BULK)))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(out_desc, [head, start, start_n], buffers.index(2 * WHICH))
+    tma.store_wait(1)
+    buffers.index(2 * WHICH + 1).store(second.reshape((1, TILE, BULK)))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(out_desc, [head, start, start_n + BULK], buffers.index(2 * WHICH + 1))
+
+
+@gluon.jit
+def score(
+    out_ptr, out_desc, x_rings, k_rings, rooms, work, scale, WHICH: gl.constexpr, HALF: gl.constexpr,
+    CAUSAL: gl.constexpr, BULK: gl.constexpr,
+):  # fmt: skip
     """Every other tile of queries, rotated in registers, against all keys of the unit."""
     ring, tables, full, room = x_rings
     turned, _raw, ready, free = k_rings
-    buffer, numbers = rooms
+    buffers, lines = rooms
+    numbers = lines.index(WHICH)
     mine, steps, heads, group, keys, rows, offset = work
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PART, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, S, 2)
@@ -185,31 +205,47 @@ def score(out_ptr, x_rings, k_rings, rooms, work, scale, WHICH: gl.constexpr, HA
             t = gl.zeros([TILE, PART], gl.float32, S)
             t = warpgroup_mma(q2, k4, t, use_acc=False, is_async=True)
             t = warpgroup_mma(q1, k3, t, is_async=True)
-            of_head = out_ptr + (b * heads * group + h).to(gl.int64) * rows * keys
+            in_all = b * heads * group + h
+            of_head = out_ptr + in_all.to(gl.int64) * rows * keys
             s, t, q1, q2 = warpgroup_mma_wait(0, deps=[s, t, q1, q2])
             visible = start + offset + 1 - start_n
             s = finished(s, numbers, scale, visible, ring.dtype, CAUSAL)
-            put(s, buffer, of_head, start, rows, start_n, keys)
+            if BULK:
+                send(s, buffers, out_desc, in_all, start, start_n, WHICH)
+            else:
+                put(s, buffers.index(WHICH), of_head, start, rows, start_n, keys)
             t = finished(t, numbers, scale, visible - PART, ring.dtype, CAUSAL)
-            put(t, buffer, of_head, start, rows, start_n + PART, keys)
+            if BULK:
+                send(t, buffers, out_desc, in_all, start, start_n + PART, WHICH)
+            else:
+                put(t, buffers.index(WHICH), of_head, start, rows, start_n + PART, keys)
         at += steps
         mbarrier.wait(ready.index(2 * side + 1), turn // 2 & 1)  # without a step, or it may run two units ahead
         mbarrier.arrive(free.index(side), count=1)
+    if BULK:
+        tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=range(7, 16), do_not_specialize_on_alignment=range(3))
+@gluon.jit(do_not_specialize=range(8, 17), do_not_specialize_on_alignment=range(3))
 def streamed_qk_kernel(
-    out_ptr, cos_ptr, sin_ptr, q_desc, k_desc, cos_desc, sin_desc,
+    out_ptr, cos_ptr, sin_ptr, out_desc, q_desc, k_desc, cos_desc, sin_desc,
     units, heads, group, rows, keys, offset, scale, cos_s, sin_s,
-    HALF: gl.constexpr, CAUSAL: gl.constexpr,
+    HALF: gl.constexpr, CAUSAL: gl.constexpr, BULK: gl.constexpr,
 ):  # fmt: skip
-    """A program's units one after the other: KEYS keys of one head against all queries of the heads that meet them."""
+    """A program's units one after the other: KEYS keys of one head against all queries of the heads that meet them.
+
+    ``out_desc`` is for bulk copies (BULK), ``out_ptr`` for other stores.
+    """
     DOT: gl.constexpr = out_ptr.dtype.element_ty
     offset = offset.to(gl.int64)
     turned = gl.allocate_shared_memory(DOT, [8, 1, 1, PART, HALF], k_desc.layout)  # both halves of two parts, twice
     ring = gl.allocate_shared_memory(DOT, [2 * STAGES, 1, 1, TILE, HALF], q_desc.layout)
     tables = gl.allocate_shared_memory(DOT, [2 * STAGES, TILE, HALF], cos_desc.layout)
-    buffers = gl.allocate_shared_memory(DOT, [2, TILE, PART], gl.NVMMASharedLayout.get_default_for([TILE, PART], DOT))
+    if BULK:
+        buffers = gl.allocate_shared_memory(DOT, [4, 1, TILE, PART // 2], out_desc.layout)
+    else:
+        ROWS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([TILE, PART], DOT)
+        buffers = gl.allocate_shared_memory(DOT, [2, TILE, PART], ROWS)
     lines = gl.allocate_shared_memory(gl.int32, [2, PART], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     raw = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
     ready = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
@@ -234,12 +270,12 @@ def streamed_qk_kernel(
         offset,
     )
     descs = (q_desc, k_desc, cos_desc, sin_desc)
-    x_rings, k_rings = (ring, tables, full, room), (turned, raw, ready, free)
+    x_rings, k_rings, rooms = (ring, tables, full, room), (turned, raw, ready, free), (buffers, lines)
     wait_for_launch(True)
     gl.warp_specialize(
         [
-            (score, (out_ptr, x_rings, k_rings, (buffers.index(0), lines.index(0)), work, scale, 0, HALF, CAUSAL)),
-            (score, (out_ptr, x_rings, k_rings, (buffers.index(1), lines.index(1)), work, scale, 1, HALF, CAUSAL)),
+            (score, (out_ptr, out_desc, x_rings, k_rings, rooms, work, scale, 0, HALF, CAUSAL, BULK)),
+            (score, (out_ptr, out_desc, x_rings, k_rings, rooms, work, scale, 1, HALF, CAUSAL, BULK)),
             (turn_keys, ((cos_ptr, sin_ptr), k_rings, work, (cos_s, sin_s), HALF)),
             (bring, (descs, x_rings, k_rings, work, HALF)),
         ],
@@ -276,15 +312,18 @@ def pays(wish: Wish) -> bool:
 def prepare(wish: Wish) -> Callable[..., None]:
     """Plan its launch for what :func:`serves` accepts; the result takes q, k, cos, sin and scores (B, Hq, Sq, Sk)."""
     q, k, cos, sin = wish.forms.values()
-    (_, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
+    (batch, heads, rows, width), (_, heads_k, keys, _) = q.shape, k.shape
     units, half = check_programs("rope_qk", units_of(wish)), width // 2
     numbers = units, heads_k, heads // heads_k, rows, keys, wish.q_offset, wish.scale, cos.strides[0], sin.strides[0]
-    constants = {"HALF": half, "CAUSAL": wish.causal, "num_warps": 4, **BEGINS_EARLY}
+    bulk = wish.causal or keys >= MANY_KEYS or keys <= KEYS.value
+    constants = {"HALF": half, "CAUSAL": wish.causal, "BULK": bulk, "num_warps": 4, **BEGINS_EARLY}
     launch = Prepared(streamed_qk_kernel, min(units, wish.places), numbers, constants, {})
     of_q, of_k = Blocks(1, 1, TILE.value, half), Blocks(1, 1, PART.value, half)
     of_cos, of_sin = Blocks(TILE.value, half), Blocks(TILE.value, half)
+    of_scores = Blocks(1, TILE.value, PART.value // 2)
 
     def run(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
-        launch.run((out, cos, sin, of_q.of(q), of_k.of(k), of_cos.of(cos), of_sin.of(sin)))
+        described = of_scores.of(out.view(batch * heads, rows, keys)) if bulk else None
+        launch.run((out, cos, sin, described, of_q.of(q), of_k.of(k), of_cos.of(cos), of_sin.of(sin)))
 
     return run

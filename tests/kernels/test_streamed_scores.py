@@ -100,13 +100,16 @@ FLAWS = {
     "a product that is not waited for": (
         "warpgroup_mma_wait(0, deps=[s, t, q1, q2])", "warpgroup_mma_wait(1, deps=[s, t, q1, q2])", "nonfinite",
     ),
-    "rows beyond the last": ("(i < rows)[:, None] & (j < keys)", "(i >= 0)[:, None] & (j < keys)", "out_of_bounds"),
-    "scores beyond the last key": (
-        "(i < rows)[:, None] & (j < keys)", "(i < rows)[:, None] & (j >= 0)", "out_of_bounds",
+    "a first half stored before the one before is read": (
+        "    tma.store_wait(1)\n    buffers.index(2 * WHICH).store", "    buffers.index(2 * WHICH).store", "race",
     ),
+    "a second half stored before the one before is read": (
+        "    tma.store_wait(1)\n    buffers.index(2 * WHICH + 1)", "    buffers.index(2 * WHICH + 1)", "race",
+    ),
+    "both halves at one place": ("start_n + BULK]", "start_n]", "mismatch"),
     "heads of k not told apart": ("h, row = head // heads, head % heads,", "h, row = 0, 0,", "mismatch"),
     "heads of q not told apart": (
-        "(b * heads * group + h).to(gl.int64) * rows", "(b * heads * group).to(gl.int64) * rows", "uninitialized",
+        "in_all = b * heads * group + h", "in_all = b * heads * group", "uninitialized",
     ),
     "positions without the offset": ("(row + offset).to(gl.int32)\n", "row.to(gl.int32)\n", "mismatch"),
     "the diagonal of the first half for both": ("visible - PART", "visible", "nonfinite"),
@@ -122,6 +125,34 @@ def test_a_flaw_is_found(runner, tmp_path, flaw):
     asked = case(QK, rows=50, keys=520, heads=(8, 4), causal=True, q_offset=320)
     kinds = kinds_with(tmp_path, runner, "streamed scores", (right, wrong), asked)
     assert kind in kinds if kind else not kinds, kinds
+
+
+OF_THREADS = {
+    "nothing": ("Two groups of four warps", "Both groups of four warps", ""),
+    "rows beyond the last": ("(i < rows)[:, None] & (j < keys)", "(i >= 0)[:, None] & (j < keys)", "out_of_bounds"),
+    "scores beyond the last key": (
+        "(i < rows)[:, None] & (j < keys)", "(i < rows)[:, None] & (j >= 0)", "out_of_bounds",
+    ),
+    "all heads in one": ("in_all.to(gl.int64) * rows * keys", "(in_all * 0)", "uninitialized"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", OF_THREADS)
+def test_a_flaw_of_stores_that_threads_make_is_found(runner, tmp_path, flaw):
+    right, wrong, kind = OF_THREADS[flaw]
+    kinds = kinds_with(tmp_path, runner, "streamed scores", (right, wrong), case(QK, rows=50, keys=520, heads=(8, 4)))
+    assert kind in kinds if kind else not kinds, kinds
+
+
+@pytest.mark.parametrize(
+    ("keys", "causal", "bulk"),
+    [(256, False, True), (264, False, False), (2040, False, False), (2048, False, True), (264, True, True)],
+)
+def test_bulk_copies_store_where_they_are_faster(monkeypatch, keys, causal, bulk):
+    made = []
+    monkeypatch.setattr(streamed_qk, "Prepared", lambda *asked: made.append(asked[3]["BULK"]))
+    streamed_qk.prepare(asked_of(keys=keys, table=2048, causal=causal))
+    assert made == [bulk]
 
 
 def test_a_group_without_a_step_of_a_unit_that_does_not_wait_for_its_keys_is_found(runner, tmp_path):
