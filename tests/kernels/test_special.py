@@ -387,6 +387,46 @@ def test_weights_that_contraction_takes_from_huge_scores_are_found_where_it_is_d
         assert kinds_with(tmp_path, runner, "attention", (LARGE, limit), asked) == kinds
 
 
+INF, NAN = float("inf"), float("nan")
+
+
+def attended(scores: tuple[float, float], scale: float) -> tuple[float, float]:
+    """(o, lse) of a row for which keys of two tiles have these scores, and values 8 and 2."""
+    q, k, v = (torch.zeros(1, 1, rows, 128).bfloat16() for rows in (128, 256, 256))
+    q[..., 0] = 1
+    k[..., :128, 0], k[..., 128:, 0] = scores
+    v[..., :128, :], v[..., 128:, :] = 8, 2
+    cos, sin = torch.ones(256, 64).bfloat16(), torch.zeros(256, 64).bfloat16()
+    forms = dict(zip(("q", "k", "v", "cos", "sin"), map(Meta.of, (q, k, v, cos, sin)), strict=True))
+    o, lse = torch.empty(1, 1, 128, 128).bfloat16(), torch.empty(1, 1, 128)
+    attention.prepare(Wish(forms, q.dtype, scale, False, 0, True, 132))(q, k, v, cos, sin, o, lse)
+    assert all(x.isnan().all() or (x == x[0, 0, 0].flatten()[0]).all() for x in (o, lse))
+    return o[0, 0, 0, 0].item(), lse[0, 0, 0].item()
+
+
+@pytest.mark.parametrize(
+    ("scores", "scale", "true"),
+    [
+        ((2.0**28, 2.0**28), 1.0, (5, 2.0**28)),
+        ((-(2.0**28), -(2.0**28)), 1.0, (5, -(2.0**28))),
+        ((2.0**100, 2.0**100), -1.0, (5, -(2.0**100))),
+        ((2.0**28, 2.0**27), 1.0, (8, 2.0**28)),
+        ((2.0**27, 2.0**28), 1.0, (2, 2.0**28)),
+        ((-(2.0**126), 2.0**126), 1.0, (2, 2.0**126)),
+        ((-(2.0**126), 0.0), 8.0, (2, 4.852)),  # scaled it overflows, but has no weight
+        ((0.0, -(2.0**126)), 8.0, (8, 4.852)),
+        ((-(2.0**126), -(2.0**126)), 8.0, (NAN, NAN)),
+        ((0.0, 2.0**126), 8.0, (NAN, NAN)),
+        ((2.0**126, 0.0), 8.0, (NAN, NAN)),
+        ((INF, 0.0), 1.0, (NAN, NAN)),
+        ((0.0, 1.0), 0.0, (5, 5.545)),
+    ],
+)
+def test_attention_is_right_of_huge_scores_and_of_such_as_overflow(engine, scores, scale, true):
+    assert attended(scores, scale) == pytest.approx(true, rel=1e-3, nan_ok=True)
+    assert not engine.accesses
+
+
 def test_the_interpreter_of_triton_runs_none(monkeypatch):
     monkeypatch.setattr(special, "INTERPRETED", True)
     assert special_for("attention", HOPPER, attention_wish(heads=24), SHIPPED) is None
