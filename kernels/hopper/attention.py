@@ -131,7 +131,7 @@ def attend(
     k_ring, full, k_room, v_ring, v_full, v_room, lines = rings
     KEYS: gl.constexpr = k_ring.shape[3]
     STAGES: gl.constexpr = k_ring.shape[0] // 2
-    AHEAD: gl.constexpr = HALF <= 64  # wider rows of the next unit find no registers while o is summed up
+    AHEAD: gl.constexpr = HALF <= 64  # else neither the next unit's rows nor half of rotated q find registers
     numbers = lines.index(WHICH)  # of columns, in shared memory, or they would take registers all along
     numbers.store(gl.arange(0, KEYS, layout=gl.BlockedLayout([1], [32], [4], [0])))
     mine, heads, _, rows, keys, offset = work
